@@ -1,0 +1,62 @@
+"""What a dataset template is: how a row becomes a prompt and what the model shall learn to write after it.
+
+A template is one file in this folder, or any `.py` file that a recipe names by its path. It holds one function
+`template(...)` that returns a `Template`; the function's keyword arguments are what a recipe may set under
+`template_options:`. See `story.py` for the smallest one.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+Row = Mapping[str, Any]
+"""One record of the data file, its columns already renamed to the template's fields."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A named part of what the model writes, with its weight in the loss."""
+
+    name: str
+    text: str
+    weight: float = 1.0
+    """0 masks the segment, 1 is the ordinary loss, 2 counts each of its tokens double."""
+
+
+def one_row(row: Row) -> Iterable[Row]:
+    """The usual case: a record of the file is one sample."""
+    return (row,)
+
+
+def no_keys(row: Row) -> Iterable[str]:
+    """The usual case: rows may fall on either side of the split, whatever they share."""
+    return ()
+
+
+@dataclass(frozen=True)
+class Template:
+    """How a row is read: the same object serves training, checking, generation, scoring and export."""
+
+    fields: Mapping[str, str]
+    """Field name -> what stands in it. Each must be a column of the data, or be mapped to one by `data.columns`."""
+
+    prompt: Callable[[Row], str]
+    """Row -> the text the model is given. At inference the row may lack the fields only `completion` reads."""
+
+    completion: Callable[[Row], str | Sequence[Segment]]
+    """Row -> the text the model learns to write, without its end token; or that text in weighted segments."""
+
+    example: Row = field(default_factory=dict)
+    """One row as it might stand in a user's file: documentation and test fixture alike."""
+
+    metrics: tuple[str, ...] = ()
+    """Folders in `eval/metrics/`, or paths of other metric folders, each opened with `evaluate.load`."""
+
+    answer: Callable[[str], str] = str.strip
+    """Generated text -> what the metrics compare. It must accept any text and never raise."""
+
+    samples: Callable[[Row], Iterable[Row]] = one_row
+    """Record of the file -> rows; for records that hold several samples, such as a chain of algorithms."""
+
+    keys: Callable[[Row], Iterable[str]] = no_keys
+    """Record -> keys; records that share a key are kept on the same side of the split."""

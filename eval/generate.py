@@ -1,0 +1,110 @@
+"""What a model writes after the prompts of training: in batches of like length, bounded in memory, or one by one."""
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+from sft import UserError
+from sft.data import Codec, encode_prompts
+from sft.loss import batches_by_length
+from sft.model import load_base, load_trained
+from sft.recipe import Recipe
+from sft.template import load_template
+from sft.tokenizer import load_tokenizer
+
+MAX_NEW_TOKENS = 128
+
+
+def decoding(recipe: Recipe, codec: Codec) -> GenerationConfig:
+    """The recipe's `generation:`, greedy where it says nothing, ending at the end token of training and no other."""
+    settings = {"max_new_tokens": MAX_NEW_TOKENS, "do_sample": False} | recipe.generation
+    tokenizer = codec.tokenizer
+    config = GenerationConfig(
+        **settings, eos_token_id=codec.end[-1], pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id
+    )
+    try:
+        config.validate(strict=True)
+    except ValueError as error:
+        raise UserError(f"`generation:` is not accepted by transformers: {error}") from error
+    return config
+
+
+@torch.no_grad()
+def write(
+    model: Any, codec: Codec, prompts: Sequence[Sequence[int]], config: GenerationConfig, batch_tokens: int
+) -> list[tuple[str, bool]]:
+    """What the model writes after each prompt's ids, without its end token, and whether it ended by itself."""
+    model.eval()
+    model.generation_config = GenerationConfig()  # else generate() fills what we leave out from the model's own file
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**31
+    written: dict[int, tuple[str, bool]] = {}
+    for batch in _batches([len(ids) for ids in prompts], config.max_new_tokens, limit, batch_tokens):
+        width = max(len(prompts[i]) for i in batch)
+        config.max_new_tokens, wanted = min(config.max_new_tokens, limit - width), config.max_new_tokens
+        ids = [[config.pad_token_id] * (width - len(prompts[i])) + list(prompts[i]) for i in batch]
+        mask = [[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in batch]
+        output = model.generate(
+            input_ids=torch.tensor(ids, device=model.device),
+            attention_mask=torch.tensor(mask, device=model.device),
+            generation_config=config,
+        )
+        config.max_new_tokens = wanted
+        for i, row in zip(batch, output[:, width:].tolist(), strict=True):
+            ended = codec.end[-1] in row
+            row = row[: row.index(codec.end[-1]) + 1] if ended else row
+            written[i] = (
+                codec.text([row[: -len(codec.end)] if row[-len(codec.end) :] == codec.end else row])[0],
+                ended,
+            )
+    return [written[i] for i in range(len(prompts))]
+
+
+def _batches(lengths: list[int], new: int, limit: int, batch_tokens: int) -> Iterator[list[int]]:
+    """Batches by length. Near the end of the position table only prompts of one length share a batch, so that the room
+    of a prompt never depends on its neighbours."""
+    for batch in batches_by_length([length + new for length in lengths], batch_tokens):
+        tight = [i for i in batch if lengths[i] + new > limit]
+        for length in sorted({lengths[i] for i in tight}):
+            yield [i for i in tight if lengths[i] == length]
+        if roomy := [i for i in batch if lengths[i] + new <= limit]:
+            yield roomy
+
+
+def as_base(model: Any) -> AbstractContextManager[Any]:
+    """Within, an adapted model answers as its base."""
+    return model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext()
+
+
+def answer(recipe: Recipe, prompt: str | None, row: str | None, base: bool) -> Iterator[str]:
+    """What the tuned (or base) model writes: after a prompt, a row in JSON, or each line of standard input."""
+    tokenizer = load_tokenizer(recipe)
+    codec = Codec(tokenizer, recipe.prompt_format)
+    config = decoding(recipe, codec)
+    model = load_base(recipe, tokenizer) if base and recipe.lora is None else load_trained(recipe, tokenizer)
+    torch.manual_seed(recipe.eval.seed)
+    given = [row or prompt] if row or prompt is not None else (line.rstrip("\n") for line in sys.stdin)
+    with as_base(model) if base else nullcontext():
+        for line in given:
+            ids = _prompt_ids(recipe, codec, str(line), as_row=row is not None)
+            yield write(model, codec, [ids], config, 1)[0][0]
+
+
+def _prompt_ids(recipe: Recipe, codec: Codec, text: str, as_row: bool) -> list[int]:
+    """The ids for a row in JSON, or for text: the template's first field, or the start of a text without a prompt."""
+    if as_row or text.lstrip().startswith("{"):
+        try:
+            fields = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise UserError(f"--row: broken JSON at column {error.colno}: {error.msg}") from None
+        if not isinstance(fields, dict):
+            raise UserError("--row: the fields of a row are a JSON object {...}")
+        return encode_prompts(recipe, codec, [fields])[0]
+    template = load_template(recipe)
+    if not template.prompt(template.example):
+        return codec.prompts([text])[0]
+    return encode_prompts(recipe, codec, [{next(iter(template.fields)): text}])[0]

@@ -1,0 +1,215 @@
+"""The report: one self-contained report.html of a run, and the same table in the terminal."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from eval.score import read_predictions
+from sft import UserError
+from sft.recipe import Recipe
+from sft.run import read_json, write_text
+from sft.show import say, table
+
+SAMPLES = 8
+PROMPTS = {"chat": "through the chat template", "plain": "as plain text"}
+PLAIN = {
+    "loss": "loss on outputs",
+    "token_accuracy": "token accuracy",
+    "ended": "ended by itself",
+    "rouge1": "ROUGE-1",
+    "rougeL": "ROUGE-L",
+    "bleu": "BLEU",
+    "chrf": "chrF",
+    "distinct2": "distinct-2",
+}
+
+
+def report(recipe: Recipe) -> Path:
+    """Write `report.html` from what training and evaluation left in the run folder; print its table and its path."""
+    trained = read_json(recipe.folder / "train.json")
+    folder = recipe.folder / "eval"
+    if not (folder / "scores.json").is_file():
+        raise UserError(f"{recipe.folder}: not scored yet; run `sft eval` first")
+    scores = read_json(folder / "scores.json")
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("report.html.j2").render(
+        name=recipe.folder.name,
+        recipe=recipe,
+        train=trained,
+        scores=scores,
+        verdict=verdict(scores),
+        rows=[_row(name, metric) for name, metric in scores["metrics"].items()],
+        curves=_curves(trained["log"]),
+        samples=_samples(folder),
+        facts=_facts(recipe, trained, scores),
+        recipe_text=(recipe.folder / "recipe.yaml").read_text("utf-8"),
+        written=time.strftime("%Y-%m-%d %H:%M"),
+    )
+    path = recipe.folder / "report.html"
+    write_text(path, page)
+    say(_terminal(scores))
+    say(verdict(scores))
+    say(f"report: {path}")
+    return path
+
+
+def verdict(scores: dict[str, Any]) -> str:
+    """One sentence on whether tuning helped, which says so only where the interval of the difference is clear of 0."""
+    loss = scores["metrics"]["loss"]
+    if "base" not in loss:
+        return (
+            f"Trained from scratch: loss {loss['tuned']['value']:.3f} on the outputs of {scores['rows']} held-out rows."
+        )
+    difference = loss["difference"]
+    change = (
+        f"loss on {scores['rows']} held-out rows {loss['base']['value']:.3f} → {loss['tuned']['value']:.3f} "
+        f"(difference {_interval(difference)})"
+    )
+    if difference["high"] < 0:
+        return f"The tuned model is better than its base: {change}."
+    if difference["low"] > 0:
+        return f"The tuned model is worse than its base: {change}."
+    return f"No difference between tuned model and base could be shown: {change}."
+
+
+def _interval(value: dict[str, float]) -> str:
+    return f"{_number(value['value'])}, 95 % interval {_number(value['low'])} to {_number(value['high'])}"
+
+
+def _number(value: float) -> str:
+    digits = 1 if abs(value) >= 100 else 2 if abs(value) >= 10 else 3
+    return f"{value:.{digits}f}".replace("-", "−")
+
+
+def _row(name: str, metric: dict[str, Any]) -> dict[str, Any]:
+    """One line of the table: texts, and whether the difference is clear of 0 in the right direction."""
+    row = {side: metric.get(side) for side in ("base", "tuned", "difference")}
+    row |= {"name": PLAIN.get(name, name.replace("_", " ")), "verdict": ""}
+    row["better"] = "lower" if metric["lower_is_better"] else "higher"
+    if row["difference"]:
+        low, high = row["difference"]["low"], row["difference"]["high"]
+        sign = -1 if metric["lower_is_better"] else 1
+        row["verdict"] = (
+            "good" if min(sign * low, sign * high) > 0 else "bad" if max(sign * low, sign * high) < 0 else ""
+        )
+    return row
+
+
+def _terminal(scores: dict[str, Any]) -> str:
+    rows = [_row(name, metric) for name, metric in scores["metrics"].items()]
+    header = ["", "base", "tuned", "difference", "95 % interval", ""]
+    marks = {"good": "better", "bad": "worse", "": "not clear"}
+    lines = []
+    for row in rows:
+        if row["base"] is None:
+            tuned = row["tuned"]
+            between = f"{_number(tuned['low'])} to {_number(tuned['high'])}"
+            lines.append([row["name"], "", _number(tuned["value"]), "", between, ""])
+            continue
+        d = row["difference"]
+        lines.append(
+            [
+                row["name"],
+                _number(row["base"]["value"]),
+                _number(row["tuned"]["value"]),
+                _number(d["value"]),
+                f"{_number(d['low'])} to {_number(d['high'])}",
+                marks[row["verdict"]],
+            ]
+        )
+    return table(header, lines)
+
+
+def _samples(folder: Path) -> list[dict[str, Any]]:
+    """Held-out prompts with what base and tuned wrote."""
+    tuned = read_predictions(folder / "tuned")
+    base = read_predictions(folder / "base") if (folder / "base").is_dir() else [None] * len(tuned)
+    return [
+        t | {"tuned": t["prediction"], "base": b and b["prediction"], "base_ended": b and b["ended"]}
+        for t, b in list(zip(tuned, base, strict=True))[:SAMPLES]
+    ]
+
+
+def _facts(recipe: Recipe, trained: dict[str, Any], scores: dict[str, Any]) -> list[tuple[str, str]]:
+    """What was trained on what, in lines of name and value."""
+    method = {"none": "LoRA", "4bit": "QLoRA, 4 bit", "8bit": "LoRA on 8 bit"}[recipe.quantization]
+    if recipe.lora is None:
+        method = "from scratch" if isinstance(recipe.model, dict) else "all weights"
+    else:
+        method += f", r = {recipe.lora.get('r', 8)}"
+    train, test = trained["counts"]["train"], trained["counts"]["test"]
+    facts = [
+        ("Model", str(recipe.model) if isinstance(recipe.model, str) else str(recipe.model.get("model_type"))),
+        ("Method", f"{method}; {trained['trainable_parameters']:,} of {trained['parameters']:,} parameters trained"),
+        (
+            "Template",
+            f"{recipe.template}; prompt {PROMPTS[trained['prompt_format']]}",
+        ),
+        (
+            "Training data",
+            f"{recipe.data.train}: {train['rows']:,} rows, {train['tokens']:,} tokens, "
+            f"{train['supervised'] / max(train['tokens'], 1):.0%} of them learned",
+        ),
+        (
+            "Held out",
+            f"{test['rows']:,} rows, {test['tokens']:,} tokens; predictions for {scores['generated']:,} of them",
+        ),
+        (
+            "Left out",
+            f"training: {train['trimmed']:,} prompts trimmed, {train['dropped']:,} rows too long, "
+            f"{train['repeated']:,} held out already; held out: {test['trimmed']:,} prompts trimmed, "
+            f"{test['dropped']:,} rows too long",
+        ),
+        (
+            "Training",
+            f"{trained['steps']:,} steps, {trained['epochs']:.2f} epochs, {_duration(trained['seconds'])} on "
+            f"{trained['device']}, {trained['processes']} process{'es' if trained['processes'] > 1 else ''}, "
+            f"{trained['tokens_seen'] / max(trained['seconds'], 1e-9):,.0f} tokens a second",
+        ),
+        ("Peak memory", f"{trained['peak_memory_bytes'] / 2**30:.2f} GiB"),
+        ("Versions", ", ".join(f"{name} {number}" for name, number in trained["versions"].items())),
+    ]
+    return [(name, value) for name, value in facts]
+
+
+def _duration(seconds: float) -> str:
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:.0f} min"
+        if seconds < 7200
+        else f"{seconds / 3600:.1f} h"
+    )
+
+
+def _curves(log: Sequence[dict[str, float]]) -> dict[str, Any] | None:
+    """Points of an SVG of 640 x 220: training loss and held-out loss over steps, with a few round ticks."""
+    lines = {
+        "training": [(e["step"], e["loss"]) for e in log if "loss" in e],
+        "held out": [(e["step"], e["eval_loss"]) for e in log if "eval_loss" in e],
+    }
+    points = [point for line in lines.values() for point in line]
+    if len(lines["training"]) < 2:
+        return None
+    last = max(x for x, _ in points)
+    low, high = min(y for _, y in points), max(y for _, y in points)
+    margin = (high - low or 1.0) * 0.06
+    low, high = low - margin, high + margin
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return round(48 + 580 * x / last, 1), round(10 + 180 * (high - y) / (high - low), 1)
+
+    return {
+        "lines": {name: [place(x, y) for x, y in line] for name, line in lines.items() if line},
+        "y": [(place(0, y)[1], f"{y:.2f}") for y in (low + (high - low) * i / 4 for i in range(5))],
+        "x": [(place(x, low)[0], f"{x:,}") for x in sorted({round(last * i / 4) for i in range(5)})],
+    }  # fmt: skip

@@ -1,0 +1,87 @@
+"""The evaluation stage: base and tuned model on the same held-out rows with the same decoding, then their scores."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+
+from eval.generate import as_base, decoding, write
+from eval.score import score
+from sft import UserError
+from sft.data import Codec, prepare
+from sft.loss import output_losses
+from sft.model import load_base, load_trained
+from sft.recipe import Recipe
+from sft.run import finished, read_json, whole_folder, write_json, write_text
+from sft.show import say
+from sft.template import load_template
+from sft.tokenizer import load_tokenizer
+
+
+def evaluate_run(recipe: Recipe) -> Path:
+    """Predict and score into `runs/NAME/eval` and return that folder. What is there already and fits is kept."""
+    if not finished(recipe):
+        raise UserError(f"{recipe.folder}: not trained yet; run `sft train` first")
+    tokenizer, template = load_tokenizer(recipe), load_template(recipe)
+    tokens, codec = prepare(recipe, tokenizer), Codec(tokenizer, recipe.prompt_format)
+    if tokens.key != read_json(recipe.folder / "run.json")["tokens"]:
+        raise UserError(f"{recipe.folder}: was trained on other data or with another template than the recipe has now")
+    made_of = {
+        "tokens": tokens.key,
+        "generation": recipe.generation,
+        "eval": recipe.eval.model_dump(),
+        "trained": (recipe.folder / "train.json").stat().st_mtime,
+    }
+    folder = recipe.folder / "eval"
+    if (folder / "made_of.json").is_file() and read_json(folder / "made_of.json") == made_of:
+        say(f"{folder}: up to date")
+        return folder
+
+    config = decoding(recipe, codec)
+    rows = _chosen(tokens.test, recipe.eval.rows if template.metrics else min(recipe.eval.rows, 4), recipe.eval.seed)
+    with whole_folder(folder) as part:
+        if recipe.lora is None and not isinstance(recipe.model, dict):
+            _predict(load_base(recipe, tokenizer), codec, tokens.test, rows, config, recipe, part / "base")
+        model = load_trained(recipe, tokenizer)
+        if recipe.lora is not None:
+            with as_base(model):
+                _predict(model, codec, tokens.test, rows, config, recipe, part / "base")
+        _predict(model, codec, tokens.test, rows, config, recipe, part / "tuned")
+        write_json(part / "scores.json", score(part, template, recipe.eval.seed))
+        write_json(part / "made_of.json", made_of)
+    return folder
+
+
+def _chosen(test: Dataset, count: int, seed: int) -> Dataset:
+    """The held-out rows to generate from: all, or so many drawn by the seed, in the order of the file."""
+    drawn = np.random.default_rng(seed).permutation(len(test))[:count]
+    return test.select(sorted(drawn.tolist()))
+
+
+def _predict(model: Any, codec: Codec, test: Dataset, rows: Dataset, config: Any, recipe: Recipe, folder: Path) -> None:
+    """Losses on all held-out rows, and what the model writes after the prompts of the chosen ones."""
+    started = time.monotonic()
+    losses = output_losses(model, test, recipe.eval.batch_tokens, codec.tokenizer.pad_token_id)
+    torch.manual_seed(recipe.eval.seed)
+    prompts = [row["input_ids"][: row["prompt_tokens"]] for row in rows]
+    written = write(model, codec, prompts, config, recipe.eval.batch_tokens)
+    lines = [
+        json.dumps(
+            {
+                "where": row["where"],
+                "prompt": row["prompt"],
+                "reference": row["reference"],
+                "prediction": text,
+                "ended": ended,
+            },
+            ensure_ascii=False,
+        )
+        for row, (text, ended) in zip(rows, written, strict=True)
+    ]
+    write_json(folder / "losses.json", losses)
+    write_text(folder / "predictions.jsonl", "".join(f"{line}\n" for line in lines))
+    say(f"{folder.name}: loss of {len(test)} rows and {len(rows)} predictions in {time.monotonic() - started:.0f} s")

@@ -1,0 +1,113 @@
+"""Predictions to scores: metrics through `evaluate`, each difference with a paired bootstrap interval. Needs no GPU."""
+
+import contextlib
+import io
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_templates import Template
+from sft import UserError
+
+METRICS = Path(__file__).parent / "metrics"
+LOWER_IS_BETTER = {"loss", "perplexity", "repetition"}
+RESAMPLES = 2000
+
+Floats = NDArray[np.float64]
+Mean = Callable[[NDArray[np.intp]], Floats]
+"""Row numbers [resamples, rows] -> the mean of each resample."""
+
+
+def score(folder: Path, template: Template, seed: int) -> dict[str, Any]:
+    """Score the predictions under `folder/base` (if there is one) and `folder/tuned`.
+
+    Returns `metrics`: for each name its mean and 95 % interval for base, tuned and their difference, tuned minus base;
+    rows are resampled together for both, with replacement (Efron, 1979). `rows` and `generated` are the sample sizes.
+    """
+    sides = [side for side in ("base", "tuned") if (folder / side).is_dir()]
+    losses = {
+        side: np.array(json.loads((folder / side / "losses.json").read_text()), dtype=np.float64) for side in sides
+    }
+    predictions = {side: read_predictions(folder / side) for side in sides}
+    rows, generated = len(losses["tuned"]), len(predictions["tuned"])
+
+    means: dict[str, dict[str, Mean]] = {
+        "loss": {side: _ratio(v[:, 0], v[:, 2]) for side, v in losses.items()},
+        "perplexity": {side: _ratio(v[:, 0], v[:, 2], np.exp) for side, v in losses.items()},
+        "token_accuracy": {side: _ratio(v[:, 1], v[:, 2]) for side, v in losses.items()},
+    }
+    if generated and template.metrics:
+        means["ended"] = {side: _mean([float(p["ended"]) for p in predictions[side]]) for side in sides}
+        per_row = {side: row_scores(template, predictions[side]) for side in sides}
+        for name in per_row["tuned"]:
+            means[name] = {side: _mean(per_row[side][name]) for side in sides}
+    resampler = np.random.default_rng(seed)
+    drawn = {size: resampler.integers(0, size, (RESAMPLES, size)) for size in {rows, generated} if size}
+    metrics = {}
+    for name, by_side in means.items():
+        size = rows if name in ("loss", "perplexity", "token_accuracy") else generated
+        metrics[name] = _with_intervals(by_side, drawn[size]) | {"lower_is_better": name in LOWER_IS_BETTER}
+    return {"metrics": metrics, "rows": rows, "generated": generated}
+
+
+def read_predictions(folder: Path) -> list[dict[str, Any]]:
+    """The predictions of one side, in the order of the held-out rows."""
+    return [json.loads(line) for line in (folder / "predictions.jsonl").read_text("utf-8").split("\n") if line]
+
+
+def row_scores(template: Template, predictions: list[dict[str, Any]]) -> dict[str, list[float]]:
+    """Each metric of the template, per row. A metric that gives one number is computed row by row."""
+    answers = [template.answer(p["prediction"]) for p in predictions]
+    references = [template.answer(p["reference"]) for p in predictions]
+    scores: dict[str, list[float]] = {}
+    for name in template.metrics:
+        metric = load_metric(name)
+        result = metric.compute(predictions=answers, references=references)
+        if not all(isinstance(values, list) and len(values) == len(answers) for values in result.values()):
+            rows = [metric.compute(predictions=[a], references=[r]) for a, r in zip(answers, references, strict=True)]
+            result = {key: [float(row[key]) for row in rows] for key in result}
+        scores |= result
+    return scores
+
+
+def load_metric(name: str) -> Any:
+    """A metric folder, opened by `evaluate.load` without the hub. Raises UserError where there is none."""
+    import evaluate
+
+    folder = Path(name) if Path(name).is_dir() else METRICS / name
+    if not folder.is_dir():
+        raise UserError(
+            f"no metric `{name}`; there are {', '.join(sorted(p.name for p in METRICS.iterdir()))}; "
+            "your own is a folder with a .py file of the same name, given by its path"
+        )
+    with contextlib.redirect_stdout(io.StringIO()):
+        return evaluate.load(str(folder), keep_in_memory=True)
+
+
+def _mean(values: list[float]) -> Mean:
+    array = np.array(values, dtype=np.float64)
+    return lambda index: array[index].mean(-1)
+
+
+def _ratio(numerator: Floats, denominator: Floats, then: Callable[[Floats], Floats] = lambda x: x) -> Mean:
+    """A mean over tokens, of which rows have different numbers."""
+    return lambda index: then(numerator[index].sum(-1) / denominator[index].sum(-1))
+
+
+def _with_intervals(by_side: dict[str, Mean], drawn: NDArray[np.intp]) -> dict[str, Any]:
+    everything = np.arange(drawn.shape[1])[None]
+    values = {side: (float(mean(everything)[0]), mean(drawn)) for side, mean in by_side.items()}
+    if "base" in values:
+        (base, bases), (tuned, tuneds) = values["base"], values["tuned"]
+        values["difference"] = (tuned - base, tuneds - bases)
+    result = {}
+    for side, (value, resampled) in values.items():
+        low, high = (float(x) for x in np.quantile(resampled, [0.025, 0.975]))
+        result[side] = {"value": value, "low": low, "high": high}
+    assert all(math.isfinite(v["value"]) for v in result.values())
+    return result

@@ -1,0 +1,115 @@
+"""The command line. Stages are named as text and imported when they run, so that `sft --help` answers at once."""
+
+import argparse
+import importlib
+import json
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+from typing import Any
+
+from sft import UserError
+
+STAGES = {
+    "train": ("sft.train:train", "train the recipe into its run folder"),
+    "eval": ("eval.run:evaluate_run", "score base against tuned on the held-out rows"),
+    "report": ("eval.report:report", "write report.html and print the same table"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command. Returns the exit status: 0, or 2 after a message about a mistake the user can mend."""
+    options = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, _terminate)
+    # importing peft imports bitsandbytes, which warns that an optional kernel package of no use here is missing
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    try:
+        return int(options.run(options) or 0)
+    except UserError as error:
+        print(f"sft: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nsft: interrupted; the same command goes on from the last whole checkpoint", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 141
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sft",
+        description="Fine-tune a causal language model by a recipe.",
+        epilog="Overrides: key=value with dotted keys, e.g. trainer.max_steps=10",
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, (target, text) in STAGES.items():
+        command = _with_recipe(commands.add_parser(name, help=text, description=text))
+        command.set_defaults(run=_run_stage, target=target)
+    generate = _with_recipe(commands.add_parser("generate", help="write what the tuned model says to a prompt"))
+    generate.add_argument("--prompt", help="the prompt; without it, one row a line is read from standard input")
+    generate.add_argument("--row", help="the template's fields as JSON, instead of a prompt as text")
+    generate.add_argument("--base", action="store_true", help="ask the base model instead")
+    generate.set_defaults(run=_generate)
+    bases = _with_recipe(commands.add_parser("bases", help="list the recipes to run for this one, its bases first"))
+    bases.set_defaults(run=_bases)
+    schema = commands.add_parser("schema", help="print the JSON Schema of recipes")
+    schema.set_defaults(run=_schema)
+    templates = commands.add_parser("templates", help="list the dataset templates with their examples")
+    templates.set_defaults(run=_templates)
+    return parser
+
+
+def _with_recipe(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file")
+    parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="settings that replace those of the recipe")
+    return parser
+
+
+def _load(options: argparse.Namespace) -> Any:
+    from sft.recipe import load
+
+    return load(options.recipe, options.overrides)
+
+
+def _run_stage(options: argparse.Namespace) -> None:
+    recipe = _load(options)  # before the heavy import: a typo is told in a blink
+    module, function = options.target.split(":")
+    getattr(importlib.import_module(module), function)(recipe)
+
+
+def _generate(options: argparse.Namespace) -> None:
+    recipe = _load(options)
+    from eval.generate import answer
+
+    for text in answer(recipe, options.prompt, options.row, options.base):
+        print(text, flush=True)
+
+
+def _bases(options: argparse.Namespace) -> None:
+    names, recipe = [options.recipe], _load(options)
+    while (base := recipe.base) is not None:
+        names.insert(0, str(recipe.model))
+        recipe = base
+    print("\n".join(names))
+
+
+def _schema(options: argparse.Namespace) -> None:
+    from sft.recipe import schema
+
+    print(json.dumps(schema(), indent=2, ensure_ascii=False))
+
+
+def _templates(options: argparse.Namespace) -> None:
+    from sft.template import template_names
+
+    for name in template_names():
+        module = importlib.import_module(f"data_templates.{name}")
+        print(f"{(module.__doc__ or name).splitlines()[0]}")
+        print(f"  {json.dumps(dict(module.template().example), ensure_ascii=False)}\n")
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> None:
+    """End as on an interrupt, so that nothing half-written is left, with the status of a terminated process."""
+    sys.exit(128 + signal.SIGTERM)

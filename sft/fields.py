@@ -1,0 +1,168 @@
+"""The fields of other libraries' configs, read from their source text: importing them would take seconds."""
+
+import ast
+import importlib.util
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+SCALARS = {"str": (str,), "int": (int,), "float": (int, float), "bool": (bool,), "dict": (dict,), "list": (list,),
+           "tuple": (list,), "None": (type(None),)}  # fmt: skip
+SCHEMA = {str: "string", int: "integer", float: "number", bool: "boolean", dict: "object", list: "array",
+          type(None): "null"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What values a field takes, as far as its annotation tells."""
+
+    types: tuple[type, ...] = ()
+    """Empty where the annotation names a class of the library: any value may be right."""
+    choices: tuple[Any, ...] = ()
+
+    def problem(self, value: Any) -> str | None:
+        """What is wrong with the value, or None."""
+        if self.choices and not any(value == choice and type(value) is type(choice) for choice in self.choices):
+            if not (isinstance(value, self.types) and self.types):
+                return f"is {value!r}; write one of {', '.join(map(repr, self.choices))}"
+        elif self.types and not self.choices:
+            number_for_bool = isinstance(value, bool) and bool not in self.types
+            if number_for_bool or not isinstance(value, self.types):
+                names = sorted({SCHEMA[kind] for kind in self.types})
+                return f"is {value!r}; it takes {' or '.join(names)}"
+        return None
+
+    def schema(self) -> dict[str, Any]:
+        """The JSON Schema of such a value."""
+        if self.choices:
+            either: list[dict[str, Any]] = [{"enum": list(self.choices)}]
+            return {"anyOf": either + [{"type": SCHEMA[kind]} for kind in self.types]}
+        return {"type": sorted({SCHEMA[kind] for kind in self.types})} if self.types else {}
+
+
+@dataclass(frozen=True)
+class LibraryFields:
+    """A config class of a library, by its name and the function that reads its fields."""
+
+    owner: str
+    read: Callable[[], dict[str, Kind]]
+
+    def __call__(self) -> dict[str, Kind]:
+        return self.read()
+
+
+def _source(package: str, path: str) -> ast.Module | None:
+    spec = importlib.util.find_spec(package)  # finds a top-level package without importing it
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError(f"{package} is not installed; run ./launch.sh once")
+    file = Path(spec.submodule_search_locations[0]) / path
+    return ast.parse(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def _classes(tree: ast.Module) -> dict[str, ast.ClassDef]:
+    return {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+
+
+def _dataclass_fields(*places: tuple[str, str, str]) -> dict[str, Kind]:
+    """Annotated fields of classes given as (package, file, class), the most derived first."""
+    fields: dict[str, Kind] = {}
+    for package, path, name in reversed(places):
+        tree = _source(package, path)
+        if tree is None or name not in _classes(tree):
+            raise ModuleNotFoundError(f"{package}: no class {name} in {path}; install the versions in constraints.txt")
+        fields |= dict(_annotated(_classes(tree)[name]))
+    return fields
+
+
+def _annotated(node: ast.ClassDef) -> Iterator[tuple[str, Kind]]:
+    for item in node.body:
+        match item:
+            case ast.AnnAssign(target=ast.Name(id=name), annotation=annotation) if not name.startswith("_"):
+                if "ClassVar" not in ast.unparse(annotation):
+                    yield name, _kind(annotation)
+
+
+def _kind(annotation: ast.expr) -> Kind:
+    """`int | None`, `Optional[Union[list[str], str]]`, `Literal["a", "b"]`: the outermost types and literal values."""
+    match annotation:
+        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
+            return _either([left, right])
+        case ast.Subscript(value=ast.Name(id="Optional"), slice=inner):
+            return _either([inner, ast.Constant(None)])
+        case ast.Subscript(value=ast.Name(id="Union"), slice=ast.Tuple(elts=elements)):
+            return _either(elements)
+        case ast.Subscript(value=ast.Name(id="Literal"), slice=ast.Tuple(elts=elements)):
+            return Kind(choices=tuple(e.value for e in elements if isinstance(e, ast.Constant)))
+        case ast.Subscript(value=ast.Name(id="Literal"), slice=ast.Constant(value=value)):
+            return Kind(choices=(value,))
+        case ast.Subscript(value=ast.Name(id=name)) | ast.Name(id=name) if name in SCALARS:
+            return Kind(SCALARS[name])
+        case ast.Constant(value=None):
+            return Kind(SCALARS["None"])
+    return Kind()
+
+
+def _either(annotations: list[ast.expr]) -> Kind:
+    kinds = [_kind(annotation) for annotation in annotations]
+    if not all(kind.types or kind.choices for kind in kinds):
+        return Kind()
+    return Kind(tuple(dict.fromkeys(t for kind in kinds for t in kind.types)), sum((k.choices for k in kinds), ()))
+
+
+@cache
+def _trainer() -> dict[str, Kind]:
+    return _dataclass_fields(
+        ("trl", "trainer/sft_config.py", "SFTConfig"),
+        ("trl", "trainer/base_config.py", "_BaseConfig"),
+        ("transformers", "training_args.py", "TrainingArguments"),
+    )
+
+
+@cache
+def _lora() -> dict[str, Kind]:
+    return _dataclass_fields(
+        ("peft", "tuners/lora/config.py", "LoraConfig"),
+        ("peft", "config.py", "PeftConfig"),
+        ("peft", "config.py", "PeftConfigMixin"),
+    )
+
+
+@cache
+def _generation() -> dict[str, Kind]:
+    """`GenerationConfig` is no dataclass: its fields are those its `__init__` takes out of its keyword arguments."""
+    tree = _source("transformers", "generation/configuration_utils.py")
+    assert tree is not None
+    init = next(n for n in _classes(tree)["GenerationConfig"].body if getattr(n, "name", "") == "__init__")
+    return {
+        str(call.args[0].value): Kind()
+        for call in ast.walk(init)
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "pop"
+        and isinstance(call.args[0], ast.Constant) and not str(call.args[0].value).startswith("_")
+    }  # fmt: skip
+
+
+@cache
+def model_config_fields(model_type: str) -> dict[str, Kind]:
+    """Fields of the config class of a transformers model type; empty where there is no such type."""
+    name = model_type.replace("-", "_")
+    tree = _source("transformers", f"models/{name}/configuration_{name}.py") if name.isidentifier() else None
+    for node in _classes(tree).values() if tree else ():
+        assigned = {
+            i.targets[0].id: i.value
+            for i in node.body
+            if isinstance(i, ast.Assign) and isinstance(i.targets[0], ast.Name)
+        }
+        declared = assigned.get("model_type")
+        if isinstance(declared, ast.Constant) and declared.value == model_type:
+            common = _dataclass_fields(("transformers", "configuration_utils.py", "PreTrainedConfig"))
+            aliases = assigned.get("attribute_map")
+            named = {k.value for k in getattr(aliases, "keys", ()) if isinstance(k, ast.Constant)}
+            return common | dict(_annotated(node)) | {str(k): Kind() for k in named} | {"model_type": Kind((str,))}
+    return {}
+
+
+TRAINER = LibraryFields("trl.SFTConfig", _trainer)
+LORA = LibraryFields("peft.LoraConfig", _lora)
+GENERATION = LibraryFields("transformers.GenerationConfig", _generation)

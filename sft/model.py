@@ -1,0 +1,172 @@
+"""Base model, quantisation and adapter of a recipe, each checked after it was made."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sft import UserError
+from sft.recipe import Recipe
+from sft.tokenizer import unreachable
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+
+def load_base(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast", training: bool = False) -> "PreTrainedModel":
+    """The base model with its quantisation, on the device at hand; a new model is made from `trainer.seed`.
+
+    Raises UserError where the model cannot be reached, is not safetensors, cannot be quantised, or does not fit the
+    tokenizer or `trainer.max_length`.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, set_seed
+
+    if isinstance(recipe.model, dict):
+        set_seed(int(recipe.trainer.get("seed", 42)))
+        config = _new_config(recipe.model, tokenizer)
+        _check_length(recipe, config)
+        return AutoModelForCausalLM.from_config(config).to(device())
+
+    name = str(recipe.base.trained) if recipe.base else recipe.model
+    if recipe.base is not None and recipe.base.lora is not None:
+        raise UserError(f"{recipe.model}: a base recipe trains a whole model; this one trains an adapter")
+    options = {"dtype": _dtype(recipe)} | (recipe.trainer.get("model_init_kwargs") or {})
+    try:
+        config = AutoConfig.from_pretrained(name, revision=options.get("revision", "main"))
+    except Exception as error:
+        raise UserError(unreachable(name, "model", error)) from error
+    _check_length(recipe, config)
+    if recipe.quantization != "none":
+        options["quantization_config"] = _quantization(recipe.quantization)
+    if torch.cuda.is_available():
+        options.setdefault("device_map", {"": torch.cuda.current_device()})
+    try:
+        model = AutoModelForCausalLM.from_pretrained(name, use_safetensors=True, **options)
+    except Exception as error:
+        raise UserError(unreachable(name, "model", error)) from error
+    if recipe.quantization != "none":
+        _check_quantized(model, name, training)
+    rows: Any = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > rows:
+        raise UserError(
+            f"{name}: the tokenizer has {len(tokenizer)} tokens, the model embeds {rows}; "
+            "use the tokenizer that the model was trained with"
+        )
+    return model
+
+
+def add_adapter(model: "PreTrainedModel", recipe: Recipe) -> "PeftModel":
+    """A fresh LoRA adapter by `peft.LoraConfig`. Raises UserError for a target that names no layer."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import set_seed
+
+    options = {"target_modules": "all-linear"} | (recipe.lora or {})
+    for key in ("target_modules", "modules_to_save"):
+        wanted = options.get(key)
+        for name in wanted if isinstance(wanted, list) else ():
+            if not any(module == name or module.endswith(f".{name}") for module, _ in model.named_modules()):
+                leaves = {m.rsplit(".", 1)[-1] for m, module in model.named_modules() if hasattr(module, "weight")}
+                raise UserError(
+                    f"`lora.{key}` names `{name}`, which this model does not have; "
+                    f"there are {', '.join(sorted(leaves))}"
+                )
+    set_seed(int(recipe.trainer.get("seed", 42)))
+    try:
+        return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **options))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"`lora:` is not accepted by peft: {error}") from error
+
+
+def load_trained(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast") -> "PreTrainedModel | PeftModel":
+    """The tuned model of a finished run: the base with its adapter, or the whole model."""
+    from transformers import AutoModelForCausalLM
+
+    if not recipe.trained.is_dir():
+        raise UserError(f"{recipe.folder}: not trained yet; run `sft train` first")
+    if recipe.lora is None:
+        whole: PreTrainedModel = AutoModelForCausalLM.from_pretrained(recipe.trained, dtype=_dtype(recipe))
+        return whole.to(device())  # type: ignore[arg-type]  # its signature is lost in a decorator
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(load_base(recipe, tokenizer), str(recipe.trained))
+
+
+def device() -> str:
+    """Where models run."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def has_bf16() -> bool:
+    """Whether bfloat16 is fast here: a GPU from Ampere on, or a CPU with instructions for it."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    cpu = Path("/proc/cpuinfo")
+    return cpu.exists() and any(flag in cpu.read_text() for flag in ("avx512_bf16", "amx_bf16"))
+
+
+def _dtype(recipe: Recipe) -> Any:
+    """Frozen weights in bf16 where a GPU has it, as memory counts there; trained weights and the CPU's in fp32."""
+    import torch
+
+    frozen = recipe.lora is not None
+    return torch.bfloat16 if frozen and torch.cuda.is_available() and has_bf16() else torch.float32
+
+
+def _new_config(settings: dict[str, Any], tokenizer: "PreTrainedTokenizerFast") -> "PreTrainedConfig":
+    from transformers import AutoConfig
+
+    ids = {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    try:
+        return AutoConfig.for_model(**(ids | settings))
+    except Exception as error:
+        raise UserError(f"`model:` is not accepted by transformers: {error}") from error
+
+
+def _check_length(recipe: Recipe, config: "PreTrainedConfig") -> None:
+    """Past their position table some models fail and others go on in silence."""
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    length = recipe.trainer.get("max_length", 1024)
+    if positions and (length or 2**31) > positions:
+        raise UserError(
+            f"`trainer.max_length` is {length}, but {recipe.model if isinstance(recipe.model, str) else 'the model'} "
+            f"has {positions} positions; write trainer.max_length={positions} or less"
+        )
+
+
+def _quantization(kind: str) -> Any:
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if kind == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+
+
+def _check_quantized(model: "PreTrainedModel", name: str, training: bool) -> None:
+    """Falcon says it is loaded in 4 bits with no layer quantised: count them."""
+    import bitsandbytes
+
+    layers = [m for m in model.modules() if isinstance(m, bitsandbytes.nn.Linear4bit | bitsandbytes.nn.Linear8bitLt)]
+    if not layers:
+        raise UserError(
+            f"{name}: bitsandbytes found no layer to quantise in this architecture; write quantization=none"
+        )
+    if training:
+        # On CPUs with avx512_bf16 one forward without gradients repacks a layer in place, after which every training
+        # step gets wrong gradients, silently. For inference alone the repacked layer is faster.
+        for layer in layers:
+            layer.support_avx512bf16_for_cpu = False

@@ -1,0 +1,423 @@
+"""Recipes: one YAML file is one run, typed, frozen and checked whole before anything heavy is imported.
+
+The keys of `trainer:`, `lora:`, `generation:` and of a model made from scratch belong to the libraries that own them.
+They are read from those libraries' sources (`sft.fields`), so that a recipe is checked in milliseconds, without torch.
+"""
+
+import difflib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError
+
+from sft import UserError
+from sft.fields import GENERATION, LORA, TRAINER, LibraryFields, model_config_fields
+
+SHIPPED = next(p for p in (Path(__file__).parent / "recipes", Path(__file__).parents[1] / "recipes") if p.is_dir())
+"""The recipes that come with the project: inside the package when installed from a wheel, beside it in a checkout."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+class Data(Section):
+    """Where the rows come from and which of them are held out."""
+
+    train: str
+    """A file (.jsonl .json .csv .tsv .parquet .txt), a folder of such files, a `.py` file with a function
+    `rows(split, **options)`, or a data set on the hub."""
+
+    test: str | None = None
+    """Held-out rows, named like `train`. Without it, `test_fraction` of `train` is held out."""
+
+    test_fraction: float = Field(default=0.1, gt=0, lt=1)
+    """Share of the rows that is held out when `test` is not set."""
+
+    seed: int = 42
+    """Decides which rows are held out. Apart from `trainer.seed`, so that repeated runs share one test set."""
+
+    columns: dict[str, str] = {}
+    """Template field -> column of the file, where the two names differ: `{prompt: question, output: answer}`."""
+
+    record: Literal["line", "paragraph", "file"] = "line"
+    """What one record of a plain text file is."""
+
+    encoding: str = "utf-8"
+    """Encoding of text files, by its Python name. A byte order mark is read as what it is."""
+
+    options: dict[str, Any] = {}
+    """Keyword arguments for the `rows` function of a `.py` file."""
+
+    subset: str | None = None
+    """Configuration of a data set on the hub."""
+
+    train_split: str = "train"
+    """Split of a data set on the hub (or in a folder written by `save_to_disk`) that `train` means."""
+
+    test_split: str = "test"
+    """Split that `test` means, likewise."""
+
+    limit: int | None = Field(default=None, gt=0)
+    """Use only the first so many records of each file."""
+
+    overflow: Literal["trim_prompt", "drop", "error"] = "trim_prompt"
+    """What happens to a row longer than `trainer.max_length`: its prompt loses its oldest tokens, the row is left out,
+    or the run stops. The output and its end token are never cut; each such row is counted."""
+
+
+class NewTokenizer(Section):
+    """A byte-level BPE tokenizer, trained on the training rows."""
+
+    vocab_size: int = Field(gt=256)
+    """Number of tokens, the 256 bytes and the end token among them."""
+
+
+class Eval(Section):
+    """How base and tuned model are compared. The decoding itself stands under `generation:`."""
+
+    rows: int = Field(default=64, ge=0)
+    """Number of held-out prompts to generate from. The loss is measured on all held-out rows."""
+
+    batch_tokens: int = Field(default=16384, gt=0)
+    """Bound on rows x length of one batch: what bounds the memory of scoring and generating."""
+
+    seed: int = 42
+    """For the choice of prompts, for sampling, and for the bootstrap."""
+
+
+class Recipe(Section):
+    """One run, whole."""
+
+    model: str | dict[str, Any]
+    """Base model: an id on the hub, a local folder, or another recipe (`recipes/x.yaml`), which is built first.
+    A mapping (`{model_type: gpt2, n_layer: 4, ...}`) is a new model, trained from scratch."""
+
+    template: str
+    """Dataset template: the name of a file in `data_templates/`, or the path of your own `.py` file."""
+
+    data: Data
+
+    tokenizer: str | NewTokenizer | None = None
+    """Hub id or folder, `{vocab_size: N}` for a new one trained on the data, or nothing for that of the model."""
+
+    template_options: dict[str, Any] = {}
+    """Keyword arguments for the template's `template` function."""
+
+    prompt_format: Literal["auto", "plain", "chat"] = "auto"
+    """`chat` puts the prompt through the tokenizer's chat template, `plain` gives it as it is; `auto` is `chat` where
+    the tokenizer has a chat template."""
+
+    quantization: Literal["none", "4bit", "8bit"] = "none"
+    """4bit is nf4 with double quantisation (QLoRA), 8bit is LLM.int8(); both through bitsandbytes and with `lora:`."""
+
+    lora: dict[str, Any] | None = None
+    """`peft.LoraConfig`, by its own names. Without it all weights are trained."""
+
+    trainer: dict[str, Any] = {}
+    """`trl.SFTConfig`, by its own names."""
+
+    generation: dict[str, Any] = {}
+    """`transformers.GenerationConfig`, by its own names: how predictions are decoded, for base and tuned alike."""
+
+    eval: Eval = Eval()
+
+    output: str | None = None
+    """Folder of the run; `runs/NAME` where nothing is said."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Recipe":
+        if self.quantization != "none" and self.lora is None:
+            raise ValueError(
+                f"`quantization: {self.quantization}` needs a `lora:` section; whole 4-bit or 8-bit "
+                "weights cannot be trained"
+            )
+        if isinstance(self.model, dict):
+            if "model_type" not in self.model:
+                raise ValueError("a new model needs `model_type`, for instance `model_type: gpt2`")
+            if self.tokenizer is None:
+                raise ValueError("a new model needs a `tokenizer`: `{vocab_size: 2048}` trains one on the data")
+            if self.lora is not None or self.quantization != "none":
+                raise ValueError("a new model is trained whole: remove `lora:` and `quantization:`")
+        elif isinstance(self.tokenizer, NewTokenizer):
+            raise ValueError("a new tokenizer needs a new model: remove `tokenizer:`, or make `model:` a mapping")
+        return self
+
+    @property
+    def folder(self) -> Path:
+        """Where the run is written."""
+        assert self.output is not None, "a recipe from `load` has its output set"
+        return Path(self.output)
+
+    @property
+    def base(self) -> "Recipe | None":
+        """The recipe that `model` names, if it names one."""
+        return load(self.model) if isinstance(self.model, str) and self.model.endswith((".yaml", ".yml")) else None
+
+    @property
+    def trained(self) -> Path:
+        """The folder that training leaves for the next stage: an adapter, or a whole model."""
+        return self.folder / ("adapter" if self.lora is not None else "model")
+
+
+LIBRARIES: Mapping[str, LibraryFields] = {"trainer": TRAINER, "lora": LORA, "generation": GENERATION}
+
+OWNED = {
+    "trainer": {
+        "output_dir": "the run's folder is `output` at the top level",
+        "auto_find_batch_size": "it changes the effective batch size unseen; set `per_device_train_batch_size`",
+        "resume_from_checkpoint": "the same command goes on from the last whole checkpoint by itself",
+        "completion_only_loss": "the loss falls on what the template's `completion` returns, always",
+        "assistant_only_loss": "the loss falls on what the template's `completion` returns, always",
+        "truncation_mode": "outputs are never cut; `data.overflow` says what happens to long rows",
+        "dataset_text_field": "the template reads the row; map columns with `data.columns`",
+        "dataset_kwargs": "rows reach the trainer with ids and labels; there is nothing left to prepare",
+        "chat_template_path": "the tokenizer's own chat template is used; see `prompt_format`",
+        "trust_remote_code": "code from the hub is never run",
+        "activation_offloading": "it is not supported here; use `gradient_checkpointing`",
+    },
+    "lora": {"task_type": "it is always CAUSAL_LM", "base_model_name_or_path": "it is `model` at the top level",
+             "inference_mode": "it is set by the stage"},
+    "generation": {"max_length": "set `max_new_tokens`", "eos_token_id": "the end token is that of training",
+                   "pad_token_id": "it is that of the tokenizer", "bos_token_id": "it is that of the tokenizer"},
+}  # fmt: skip
+"""Fields of the libraries that the pipeline itself decides. Setting one would be ignored or would break a promise."""
+
+ELSEWHERE = {
+    "base_model": "model", "model_name_or_path": "model", "pretrained_model": "model", "checkpoint": "model",
+    "cutoff_len": "trainer.max_length", "sequence_len": "trainer.max_length", "max_seq_length": "trainer.max_length",
+    "max_seq_len": "trainer.max_length", "block_size": "trainer.max_length", "model_max_length": "trainer.max_length",
+    "sample_packing": "trainer.packing", "micro_batch_size": "trainer.per_device_train_batch_size",
+    "batch_size": "trainer.per_device_train_batch_size", "train_batch_size": "trainer.per_device_train_batch_size",
+    "num_epochs": "trainer.num_train_epochs", "epochs": "trainer.num_train_epochs", "lr": "trainer.learning_rate",
+    "lr_scheduler": "trainer.lr_scheduler_type", "optimizer": "trainer.optim",
+    "warmup_ratio": "trainer.warmup_steps (a number below 1 is a ratio)",
+    "group_by_length": "trainer.train_sampling_strategy (`group_by_length`)",
+    "evaluation_strategy": "trainer.eval_strategy", "grad_accum": "trainer.gradient_accumulation_steps",
+    "lora_r": "lora.r", "lora_rank": "lora.r", "rank": "lora.r", "alpha": "lora.lora_alpha",
+    "dropout": "lora.lora_dropout", "lora_target": "lora.target_modules", "lora_modules": "lora.target_modules",
+    "lora_target_modules": "lora.target_modules", "lora_target_linear": "lora.target_modules (`all-linear`)",
+    "load_in_4bit": "quantization (`4bit`)", "load_in_8bit": "quantization (`8bit`)",
+    "quantization_bit": "quantization (`4bit`, `8bit`)", "adapter": "quantization and lora",
+    "dataset": "data.train", "datasets": "data.train", "dataset_path": "data.train", "dataset_name": "data.train",
+    "train_file": "data.train", "validation_file": "data.test", "test_file": "data.test", "eval_dataset": "data.test",
+    "val_set_size": "data.test_fraction", "val_size": "data.test_fraction", "output_dir": "output",
+    "max_new_tokens": "generation.max_new_tokens", "seed": "trainer.seed (training) or data.seed (the split)",
+    "chat_template": "prompt_format", "max_samples": "data.limit",
+}  # fmt: skip
+"""Names that other tools use, or that stand elsewhere -> the name here."""
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe; `overrides` are `key=value` with dotted keys, for instance `trainer.max_steps=10`.
+
+    Paths in it are looked for from the working directory, then from the recipe's own folder, and become absolute.
+    Raises UserError with every mistake of the file at once.
+    """
+    path = _find_recipe(Path(path))
+    document, origins = _read(path), dict[str, str]()
+    for override in overrides:
+        origins[_override(document, override)] = override
+    values = _plain(document)
+    problems: list[tuple[tuple[Any, ...], str]] = [*_library_problems(values)]
+    recipe = None
+    try:
+        recipe = Recipe.model_validate(values)
+    except ValidationError as error:
+        problems += [(tuple(e["loc"]), _sentence(tuple(e["loc"]), e)) for e in error.errors()]
+    if problems or recipe is None:
+        lines = {_where(path, document, origins, loc) + ": " + text: None for loc, text in problems}
+        raise UserError("\n".join(sorted(lines, key=_by_line)))
+    return _with_paths(recipe, path)
+
+
+def dump(recipe: Recipe) -> str:
+    """The resolved recipe as YAML, which `load` reads back to the same recipe."""
+    text = json.dumps(recipe.model_dump(exclude_defaults=True), ensure_ascii=False, indent=2)
+    return "# The recipe as it was resolved. JSON is YAML: this file runs again as it is.\n" + text + "\n"
+
+
+def schema() -> dict[str, Any]:
+    """JSON Schema of a recipe, with the libraries' own fields, for editors."""
+    schema = Recipe.model_json_schema()
+    for section, fields in LIBRARIES.items():
+        node = {"type": "object", "additionalProperties": False, "description": f"{fields.owner}, by its own names."}
+        node["properties"] = {name: kind.schema() for name, kind in fields().items() if name not in OWNED[section]}
+        schema["properties"][section] = {"anyOf": [node, {"type": "null"}]} if section == "lora" else node
+    return schema
+
+
+def shipped() -> list[Path]:
+    """The recipes that come with the project."""
+    return sorted(SHIPPED.glob("*.yaml"))
+
+
+def _find_recipe(path: Path) -> Path:
+    for candidate in (path, SHIPPED / path.name, SHIPPED / f"{path.name}.yaml"):
+        if candidate.is_file():
+            return candidate
+    names = [p.name for p in shipped()]
+    near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.5)
+    raise UserError(
+        f"{path}: no such recipe; "
+        + (f"did you mean recipes/{near[0]}?" if near else f"those shipped are {', '.join(names)}")
+    )
+
+
+def _read(path: Path) -> Any:
+    yaml = YAML(typ="rt")
+    try:
+        document = yaml.load(path.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8; save the recipe as UTF-8") from None
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        at = f":{mark.line + 1}" if mark else ""
+        problem = " ".join(str(error.problem or error.context).split())
+        raise UserError(f"{path}{at}: not valid YAML: {problem}; check indentation, colons and quotes") from None
+    if not isinstance(document, dict):
+        raise UserError(f"{path}: a recipe is a mapping of keys to values, at least `model`, `template` and `data`")
+    return document
+
+
+def _plain(node: Any) -> Any:
+    """The document without the YAML reader's own types, which remember lines and notation."""
+    if isinstance(node, dict):
+        return {str(key): _plain(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_plain(item) for item in node]
+    plain = next((kind for kind in (bool, int, float, str) if isinstance(node, kind)), None)
+    return plain(node) if plain else node
+
+
+def _override(document: Any, override: str) -> str:
+    """Set one `a.b=value` in the document and return its dotted key."""
+    key, equals, text = override.partition("=")
+    if not equals or not all(key.split(".")):
+        raise UserError(f"{override}: write overrides as key=value, for instance trainer.max_steps=10")
+    try:
+        value = YAML(typ="safe").load(text)
+    except MarkedYAMLError:
+        value = text
+    *parents, last = key.split(".")
+    node = document
+    for i, parent in enumerate(parents):
+        if not isinstance(node.get(parent), dict):
+            if node.get(parent) is not None:
+                raise UserError(f"{override}: `{'.'.join(parents[: i + 1])}` is not a section of keys")
+            node[parent] = {}
+        node = node[parent]
+    node[last] = value
+    return key
+
+
+def _library_problems(document: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Keys and values of the sections that belong to a library, and of the model that is made from scratch."""
+    sections = {name: fields() for name, fields in LIBRARIES.items()}
+    model = document.get("model")
+    if isinstance(model, dict) and isinstance(model.get("model_type"), str):
+        known = model_config_fields(model["model_type"])
+        if not known:
+            yield ("model", "model_type"), f"transformers has no model type `{model['model_type']}`"
+        else:
+            sections["model"] = known
+    for section, known in sections.items():
+        values = document.get(section)
+        if not isinstance(values, dict):
+            continue
+        for key, value in values.items():
+            loc = (section, str(key))
+            if reason := OWNED.get(section, {}).get(key):
+                yield loc, f"`{key}` cannot be set under `{section}`: {reason}"
+            elif key not in known:
+                yield loc, _unknown(loc, known)
+            elif problem := known[key].problem(value):
+                yield loc, f"`{section}.{key}` {problem}"
+
+
+def _unknown(loc: tuple[str, ...], known: Mapping[str, Any]) -> str:
+    """The sentence about an unknown key: another tool's name, another place, or the nearest right name."""
+    *section, key = loc
+    message = f"unknown key `{key}`" + (f" under `{'.'.join(section)}`" if section else "")
+    if key in ELSEWHERE:
+        return f"{message}; here it is `{ELSEWHERE[key]}`"
+    if near := difflib.get_close_matches(key, list(known), n=1, cutoff=0.8):
+        return f"{message}; did you mean `{near[0]}`?"
+    places = {name: [*fields()] for name, fields in LIBRARIES.items()}
+    places |= {"data": [*Data.model_fields], "eval": [*Eval.model_fields]}
+    for place, names in places.items():
+        if key in names and place not in section:
+            return f"{message}; it stands under `{place}`: `{place}.{key}`"
+    if section and key in Recipe.model_fields:
+        return f"{message}; it stands at the top level"
+    near = difflib.get_close_matches(key, list(known), n=1, cutoff=0.5)
+    return f"{message}; did you mean `{near[0]}`?" if near else f"{message}; known are {', '.join(sorted(known))}"
+
+
+def _sentence(loc: tuple[Any, ...], error: Any) -> str:
+    """A pydantic error in the words of a recipe."""
+    keys = tuple(str(part) for part in loc if part not in ("NewTokenizer", "str") and not str(part).startswith("dict["))
+    name = ".".join(keys)
+    if error["type"] == "extra_forbidden":
+        sections: dict[str, type[Section]] = {"data": Data, "eval": Eval, "tokenizer": NewTokenizer}
+        return _unknown(keys, sections.get(keys[0], Recipe).model_fields)
+    if error["type"] == "missing":
+        return f"`{name}` is missing"
+    if error["type"] == "value_error":
+        return str(error["ctx"]["error"])
+    if error["type"] == "literal_error":
+        return f"`{name}` is {error['input']!r}; write one of {error['ctx']['expected']}"
+    return f"`{name}` is {error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
+
+
+def _where(path: Path, document: Any, origins: Mapping[str, str], loc: tuple[Any, ...]) -> str:
+    """`file:line` of a key, or the override that set it."""
+    keys = [str(part) for part in loc]
+    for end in range(len(keys), 0, -1):
+        if (dotted := ".".join(keys[:end])) in origins:
+            return origins[dotted]
+    line, node = None, document
+    for key in keys:
+        if not isinstance(node, dict) or key not in node:
+            break
+        if hasattr(node, "lc") and key in (node.lc.data or {}):
+            line = node.lc.key(key)[0] + 1
+        node = node[key]
+    return f"{path}:{line}" if line else str(path)
+
+
+def _by_line(message: str) -> tuple[bool, int]:
+    number = message.split(":", 2)[1]
+    return not number.isdigit(), int(number) if number.isdigit() else 0
+
+
+def _with_paths(recipe: Recipe, path: Path) -> Recipe:
+    """The recipe with every path that exists made absolute, and its output named."""
+
+    def absolute(name: str) -> str:
+        for folder in (Path.cwd(), path.parent):
+            if (folder / name).exists():
+                return os.path.abspath(folder / name)
+        return name
+
+    data = recipe.data.model_copy(
+        update={"train": absolute(recipe.data.train), "test": recipe.data.test and absolute(recipe.data.test)}
+    )
+    update: dict[str, Any] = {"data": data, "output": os.path.abspath(recipe.output or Path("runs") / path.stem)}
+    if isinstance(recipe.model, str):
+        update["model"] = absolute(recipe.model)
+        if recipe.model.endswith((".yaml", ".yml")) and Path(update["model"]).resolve() == path.resolve():
+            raise UserError(f"{path}: `model` names this recipe itself; name the recipe it starts from")
+    if isinstance(recipe.tokenizer, str):
+        update["tokenizer"] = absolute(recipe.tokenizer)
+    if recipe.template.endswith(".py"):
+        update["template"] = absolute(recipe.template)
+    resolved = recipe.model_copy(update=update)
+    if resolved.base is not None and resolved.tokenizer is not None:
+        raise UserError(f"{path}: `tokenizer` cannot be set where `model` is a recipe; that recipe decides it")
+    return resolved

@@ -1,0 +1,113 @@
+"""A recipe's template, found by its name or path, and the reading of rows through it with errors that name the row."""
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import data_templates
+from data_templates import Row, Segment, Template
+from sft import UserError
+from sft.recipe import Recipe
+from sft.rows import load_python
+
+
+def template_names() -> list[str]:
+    """The templates that come with the project."""
+    folder = Path(data_templates.__file__).parent
+    return sorted(p.stem for p in folder.glob("*.py") if not p.name.startswith("_"))
+
+
+def template_file(recipe: Recipe) -> Path:
+    """The file that holds the recipe's template. Raises UserError where there is none."""
+    if recipe.template.endswith(".py"):
+        if not Path(recipe.template).is_file():
+            raise UserError(
+                f"{recipe.template}: no such template file; `template` is a path or one of "
+                f"{', '.join(template_names())}"
+            )
+        return Path(recipe.template)
+    if recipe.template not in template_names():
+        near = difflib.get_close_matches(recipe.template, template_names(), n=1)
+        raise UserError(
+            f"unknown template `{recipe.template}`; "
+            + (f"did you mean `{near[0]}`?" if near else f"there are {', '.join(template_names())}")
+            + " Your own is named by its path: template=my_template.py"
+        )
+    return Path(data_templates.__file__).parent / f"{recipe.template}.py"
+
+
+def load_template(recipe: Recipe) -> Template:
+    """The recipe's template with its options applied."""
+    file = template_file(recipe)
+    own = recipe.template.endswith(".py")
+    module = load_python(file) if own else importlib.import_module(f"data_templates.{recipe.template}")
+    make = getattr(module, "template", None)
+    if make is None:
+        raise UserError(f"{file}: a template file has a function `template(...)` that returns a Template")
+    known = inspect.signature(make).parameters
+    for option in recipe.template_options:
+        if option not in known:
+            raise UserError(
+                f"unknown key `{option}` under `template_options`; "
+                f"{recipe.template} takes {', '.join(f'`{name}`' for name in known) or 'none'}"
+            )
+    try:
+        template = make(**recipe.template_options)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{file}: `template_options`: {error}") from error
+    if not isinstance(template, Template):
+        raise UserError(f"{file}: `template()` returns a {type(template).__name__}, not a data_templates.Template")
+    return template
+
+
+def samples(template: Template, record: Row, where: str) -> Sequence[Row]:
+    """The rows of a record."""
+    return list(_call(template.samples, record, where))
+
+
+def keys(template: Template, record: Row, where: str) -> list[str]:
+    """What ties a record to others on its side of the split."""
+    return list(_call(template.keys, record, where))
+
+
+def read_prompt(template: Template, row: Row, where: str) -> str:
+    """The prompt of a row, which may lack what only the output is made of."""
+    prompt = _call(template.prompt, row, where)
+    if not isinstance(prompt, str):
+        raise UserError(f"{where}: the prompt is a {type(prompt).__name__}, not text; see `data.columns`")
+    return prompt
+
+
+def read_sample(template: Template, row: Row, where: str) -> tuple[str, list[Segment]]:
+    """Prompt and output of a row; an output is never empty."""
+    for field in template.fields:
+        if row.get(field) is None:
+            have = ", ".join(f"`{name}`" for name in row if row[name] is not None)
+            raise UserError(
+                f"{where}: no column `{field}`; there are {have or 'none'}: name the right one in the "
+                f"recipe, `data: {{columns: {{{field}: ...}}}}`"
+            )
+    prompt = read_prompt(template, row, where)
+    completion = _call(template.completion, row, where)
+    segments = [Segment("output", completion)] if isinstance(completion, str) else list(completion)
+    if not all(isinstance(segment, Segment) and isinstance(segment.text, str) for segment in segments):
+        raise UserError(f"{where}: the output is not text; a template's `completion` returns text or Segments")
+    if not any(segment.text.strip() and segment.weight for segment in segments):
+        raise UserError(f"{where}: the output is empty, there is nothing to learn; fill it in or remove the row")
+    return prompt, segments
+
+
+def _call(function: Any, row: Row, where: str) -> Any:
+    """What a template's function makes of a row; an exception in it is a message about the row."""
+    try:
+        return function(row)
+    except KeyError as error:
+        raise UserError(f"{where}: no column {error}; there are {', '.join(f'`{name}`' for name in row)}") from error
+    except Exception as error:
+        values = {name: type(value).__name__ for name, value in row.items()}
+        raise UserError(
+            f"{where}: the template cannot read this row: {type(error).__name__}: {error} (the row holds {values})"
+        ) from error

@@ -1,0 +1,113 @@
+"""The tokenizer of a recipe: loaded and tried out, or trained on the recipe's own rows."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sft import UserError
+from sft.recipe import NewTokenizer, Recipe
+from sft.rows import fingerprint, read
+from sft.template import load_template, read_sample, samples
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+PROBE = 'Once, in May, two  foxes\nmet 12 hens; "why?" they said.'
+END = "<|endoftext|>"
+
+
+def load_tokenizer(recipe: Recipe) -> "PreTrainedTokenizerFast":
+    """The tokenizer, with a pad token, and proven to give back the words it was given.
+
+    Raises UserError where it cannot be reached, has no end token, or loses text.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    if isinstance(recipe.tokenizer, NewTokenizer):
+        name = str(_train(recipe, recipe.tokenizer))
+    elif recipe.base is not None:
+        name = str(recipe.base.trained)
+        if not Path(name).is_dir():
+            raise UserError(f"{recipe.model}: this base is not trained yet; run ./launch.sh {recipe.model} first")
+    else:
+        name = recipe.tokenizer or str(recipe.model)
+    try:
+        options = recipe.trainer.get("model_init_kwargs") or {}
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=options.get("revision", "main"))
+    except Exception as error:  # the hub client, the tokenizers library and sentencepiece each raise their own classes
+        raise UserError(unreachable(name, "tokenizer", error)) from error
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise UserError(
+            f"{name}: its tokenizer has no tokenizer.json; convert it with "
+            "AutoTokenizer.from_pretrained(...).save_pretrained(...) where sentencepiece is installed"
+        )
+    if eos := recipe.trainer.get("eos_token"):
+        if eos not in tokenizer.get_vocab():
+            raise UserError(f"`trainer.eos_token` is {eos!r}, which is not in the vocabulary of {name}")
+        tokenizer.eos_token = eos
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"{name}: its tokenizer has no end token; name one of its tokens in `trainer.eos_token`")
+    tokenizer.pad_token = recipe.trainer.get("pad_token") or tokenizer.pad_token or tokenizer.eos_token
+    _try_out(tokenizer, name)
+    return tokenizer
+
+
+def unreachable(name: str, what: str, error: Exception) -> str:
+    """The message for a model or tokenizer that could not be loaded, locally or from the hub."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = lines[0] if lines else type(error).__name__
+    if Path(name).is_dir():
+        return f"{name}: cannot load the {what} of this folder: {reason}"
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        return f"{name}: no such folder; `model` is a local folder, an id on the hub, or a recipe"
+    return (
+        f"{name}: the {what} could not be fetched from the hub ({reason}); check the id and the network, "
+        "or put the model into a folder and name that: model=path/to/folder"
+    )
+
+
+def _try_out(tokenizer: "PreTrainedTokenizerFast", name: str) -> None:
+    """A wrong tokenizer class loses spaces or letters without an error: encode and decode a sentence."""
+    back = str(tokenizer.decode(tokenizer(PROBE, add_special_tokens=False)["input_ids"]))
+    if "".join(back.lower().split()) != "".join(PROBE.lower().split()) or len(back.split()) < len(PROBE.split()):
+        raise UserError(
+            f"{name}: its tokenizer does not give back what it is given: {PROBE!r} becomes {back!r}; its "
+            "files or its class (`tokenizer_class` in tokenizer_config.json) are not those of the model"
+        )
+
+
+def _train(recipe: Recipe, new: NewTokenizer) -> Path:
+    """Train a byte-level BPE on the training rows, once for each content of the data; return its folder."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    folder = recipe.folder.parent / ".tokens" / f"tokenizer-{fingerprint(recipe.data, 'train')[:16]}-{new.vocab_size}"
+    if folder.is_dir():
+        return folder
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=new.vocab_size,
+        special_tokens=[END],
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    bpe.train_from_iterator(_texts(recipe), trainer)
+    part = folder.with_name(f"{folder.name}.{os.getpid()}.part")
+    PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=END, eos_token=END, pad_token=END).save_pretrained(part)
+    if folder.is_dir():
+        shutil.rmtree(part)
+    else:
+        part.rename(folder)
+    return folder
+
+
+def _texts(recipe: Recipe) -> Iterator[str]:
+    template = load_template(recipe)
+    for where, record in read(recipe.data, "train"):
+        for row in samples(template, record, where):
+            prompt, segments = read_sample(template, row, where)
+            yield prompt + "".join(segment.text for segment in segments)

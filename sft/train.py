@@ -1,0 +1,323 @@
+"""Training: TRL's SFTTrainer on masked tokens, resumable, with everything it used written beside the adapter."""
+
+import math
+import os
+import resource
+import shutil
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from torch.nn.functional import cross_entropy
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, PrinterCallback, TrainerCallback, TrainerControl
+from trl import SFTConfig, SFTTrainer, pack_dataset
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+from sft import UserError
+from sft.data import MASKED, Codec, Tokens, max_length, prepare
+from sft.loss import output_losses, supervised_logits
+from sft.model import add_adapter, has_bf16, load_base
+from sft.recipe import Recipe
+from sft.run import claim, finished, read_json, whole_folder, write_json
+from sft.show import counts_line, masked_example, pieces, say
+from sft.tokenizer import load_tokenizer
+
+LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "evaluate", "bitsandbytes")
+
+
+def train(recipe: Recipe) -> Path:
+    """Train a recipe into its run folder and return the folder of the adapter, or of the whole model.
+
+    A run that is finished is left as it is; one that was interrupted goes on from its last whole checkpoint.
+    """
+    args = _arguments(recipe)
+    with PartialState().main_process_first():
+        tokenizer = load_tokenizer(recipe)
+        tokens = prepare(recipe, tokenizer)
+        claim(recipe, tokens.key)
+    if finished(recipe):
+        say(f"{recipe.trained}: trained already; delete {recipe.folder} to train again")
+        return recipe.trained
+    codec = Codec(tokenizer, recipe.prompt_format)
+    for side, counts in tokens.counts.items():
+        say(counts_line(side, counts))
+    first = tokens.train[0]
+    say(masked_example(codec, first["input_ids"], first["labels"]))
+
+    model = load_base(recipe, tokenizer, training=True)
+    if recipe.lora is not None:
+        model = add_adapter(model, recipe)
+    trainer = _trainer(recipe, model, tokenizer, tokens, args)
+    say(_parameters_line(model))
+
+    started = time.monotonic()
+    trainer.train(resume_from_checkpoint=_last_whole_checkpoint(Path(str(args.output_dir))))
+    seconds = time.monotonic() - started
+    if trainer.is_world_process_zero():
+        _save(recipe, trainer, tokenizer)
+        write_json(recipe.folder / "train.json", _record(recipe, trainer, tokens, codec, seconds))
+        shutil.rmtree(str(args.output_dir), ignore_errors=True)
+        say(f"{recipe.trained}: written, {seconds:.0f} s of training")
+    trainer.accelerator.wait_for_everyone()
+    return recipe.trained
+
+
+class OutputTrainer(SFTTrainer):
+    """SFTTrainer whose losses are true means over output tokens, in training and in evaluation."""
+
+    tokens_seen = 0
+    tokens_learned = 0
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Token loss over `num_items_in_batch`, the learned tokens of the whole step on all processes."""
+        learned = inputs["labels"][:, 1:].ne(MASKED).sum()
+        self.tokens_seen += int(
+            inputs["attention_mask"].sum() if "attention_mask" in inputs else inputs["labels"].numel()
+        )
+        self.tokens_learned += int(learned)
+        if "weights" not in inputs and self._leave_it_to_trl():
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        logits, targets = supervised_logits(model, inputs)
+        losses = cross_entropy(logits.float(), targets, reduction="none")
+        if "weights" in inputs:
+            losses = losses * inputs["weights"][:, 1:][inputs["labels"][:, 1:] != MASKED]
+        loss = losses.sum() / (learned if num_items_in_batch is None else num_items_in_batch)
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            loss = loss * self.accelerator.num_processes  # gradients are averaged over the processes afterwards
+        return loss
+
+    def _leave_it_to_trl(self) -> bool:
+        """On a GPU TRL's fused head scores the supervised positions alone, as ours does on a CPU, in less memory."""
+        return (
+            self.args.device.type == "cuda"
+            or self.args.loss_type != "nll"
+            or self.label_smoother is not None
+            or self.aux_loss_enabled
+        )
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Loss, perplexity and accuracy over all output tokens. (Trainer's own is a mean of the means of batches.)"""
+        rows = self.eval_dataset if eval_dataset is None else eval_dataset
+        mine = rows.select(range(self.args.process_index, len(rows), self.args.world_size))
+        batch_tokens = self.args.per_device_eval_batch_size * max(map(len, rows["input_ids"]))
+        results = output_losses(self.model, mine, batch_tokens, self.processing_class.pad_token_id)
+        totals = torch.tensor(results, dtype=torch.float64).sum(0).to(self.args.device)
+        loss, correct, count = self.accelerator.reduce(totals, "sum").tolist()
+        metrics = {
+            "loss": loss / count,
+            "perplexity": math.exp(min(loss / count, 700)),
+            "token_accuracy": correct / count,
+        }
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        self.log(dict(metrics))
+        self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+class WeightedCollator(DataCollatorForLanguageModeling):
+    """TRL's collator, with the loss weights padded and joined just as it pads and joins the labels."""
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = super().torch_call(examples)
+        batch["weights"] = super().torch_call([e | {"labels": e["weights"]} for e in examples])["labels"]
+        return batch
+
+
+class Progress(TrainerCallback):
+    """A bar with loss, speed, supervised share and time left; a line at each log where there is no terminal."""
+
+    def __init__(self, trainer: OutputTrainer) -> None:
+        self.trainer, self.bar, self.loss = trainer, None, math.nan
+        self.started, self.first_step, self.shown = time.monotonic(), 0, 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.started, self.first_step = time.monotonic(), state.global_step
+        if state.is_world_process_zero and sys.stderr.isatty():
+            self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", dynamic_ncols=True)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.bar is not None:
+            self.bar.set_postfix_str(self._state(), refresh=False)
+            self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        logs = kwargs["logs"]
+        if "loss" in logs:
+            self.loss = logs["loss"]
+            if not math.isfinite(self.loss):
+                raise UserError(
+                    f"the loss is {self.loss} at step {state.global_step}; lower `trainer.learning_rate`, "
+                    "or set `trainer.max_grad_norm: 1.0` and `trainer.bf16: false`"
+                )
+        if not state.is_world_process_zero:
+            return
+        line = f"held-out loss {logs['eval_loss']:.4f}" if "eval_loss" in logs else self._state()
+        if self.bar is not None and "eval_loss" in logs:
+            self.bar.write(f"step {state.global_step}: {line}", file=sys.stderr)
+        elif self.bar is None and ("loss" in logs or "eval_loss" in logs):
+            steps = state.global_step - self.first_step
+            left = (time.monotonic() - self.started) / max(steps, 1) * (state.max_steps - state.global_step)
+            say(f"step {state.global_step}/{state.max_steps}: {line}, {left:.0f} s left")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def _state(self) -> str:
+        seen, learned = self.trainer.tokens_seen, self.trainer.tokens_learned
+        speed = seen * self.trainer.args.world_size / (time.monotonic() - self.started)
+        return f"loss {self.loss:.4f}, {speed:,.0f} tok/s, {learned / max(seen, 1):.0%} learned"
+
+
+class MarkWhole(TrainerCallback):
+    """Names a checkpoint whole once every process has written its part: a run killed while writing leaves none."""
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        PartialState().wait_for_everyone()
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if state.is_world_process_zero and folder.is_dir():
+            write_json(folder / "whole.json", {f.name: f.stat().st_size for f in folder.iterdir() if f.is_file()})
+
+
+def _arguments(recipe: Recipe) -> SFTConfig:
+    """The recipe's SFTConfig, with defaults that suit this machine where the recipe says nothing."""
+    own: dict[str, Any] = {
+        "bf16": has_bf16(),
+        "activation_checkpointing": recipe.trainer.get("gradient_checkpointing", torch.cuda.is_available()),
+        "use_cpu": not torch.cuda.is_available(),
+        "logging_nan_inf_filter": False,
+        "save_total_limit": 2,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "per_device_eval_batch_size": 8,
+    }
+    if own["bf16"] and recipe.trainer.get("fp16"):
+        own["bf16"] = False
+    fixed = {"output_dir": str(recipe.folder / "checkpoints"), "dataset_kwargs": {"skip_prepare_dataset": True}}
+    settings = own | recipe.trainer | fixed
+    for used in ("model_init_kwargs", "gradient_checkpointing"):  # by sft.model; and under its new name above
+        settings.pop(used, None)
+    try:
+        args = SFTConfig(**settings)
+    except Exception as error:
+        raise UserError(f"`trainer:` is not accepted by trl.SFTConfig: {error}") from error
+    if args.packing and args.packing_strategy != "bfd":
+        raise UserError(f"`trainer.packing_strategy: {args.packing_strategy}` cuts rows in two; write `bfd`")
+    expected = int(os.environ.get("PROCESSES", args.world_size))
+    if args.world_size != expected:
+        raise UserError(
+            f"{expected} processes were asked for, but {args.world_size} run; start them with "
+            f"PROCESSES={expected} ./launch.sh"
+        )
+    return args
+
+
+def _trainer(
+    recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, tokens: Tokens, args: SFTConfig
+) -> OutputTrainer:
+    rows = tokens.train
+    weighted = "weights" in rows.column_names
+    args.remove_unused_columns = not weighted
+    if args.packing:
+        rows = pack_dataset(rows.shuffle(seed=args.seed), max_length(recipe), "bfd")
+        _prove_packing(model, rows)
+    trainer = OutputTrainer(
+        model=model, args=args, train_dataset=rows, eval_dataset=tokens.test, processing_class=tokenizer
+    )
+    trainer.model_accepts_loss_kwargs = True  # our loss takes num_items_in_batch, whatever the model's forward takes
+    if weighted:
+        trainer.data_collator = WeightedCollator(
+            tokenizer.pad_token_id, padding_free=trainer.padding_free, pad_to_multiple_of=args.pad_to_multiple_of
+        )
+    for parameter in model.parameters():
+        if parameter.requires_grad:  # SFTTrainer casts QLoRA adapters to bf16, where small steps round to nothing
+            parameter.data = parameter.data.float()
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(Progress(trainer))
+    trainer.add_callback(MarkWhole())
+    return trainer
+
+
+@torch.no_grad()
+def _prove_packing(model: PreTrainedModel, rows: Dataset) -> None:
+    """Two documents in one row give the logits that they give alone, or this architecture is not packed."""
+    row = next((row for row in rows if len(row["seq_lengths"]) > 1), None)
+    if row is None:
+        return
+    a, b = row["seq_lengths"][:2]
+    ids = torch.tensor([row["input_ids"][: a + b]], device=model.device)
+    positions = torch.cat([torch.arange(a), torch.arange(b)])[None].to(model.device)
+    model.eval()
+    packed = model(input_ids=ids, position_ids=positions, use_cache=False).logits[0, a:].float()
+    alone = model(input_ids=ids[:, a:], use_cache=False).logits[0].float()
+    model.train()
+    difference = (packed - alone).abs().mean() / alone.std()
+    if difference > 0.03:
+        raise UserError(
+            f"packing is not safe for this architecture: a document's logits change by {difference:.0%} of "
+            "their spread when another stands before it; write trainer.packing=false"
+        )
+
+
+def _last_whole_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint whose files are all there with the sizes they were written with."""
+    whole = []
+    for marker in folder.glob("checkpoint-*/whole.json"):
+        files = {marker.parent / name: size for name, size in read_json(marker).items()}
+        if all(file.is_file() and file.stat().st_size == size for file, size in files.items()):
+            whole.append(marker.parent)
+    newest = max(whole, key=lambda checkpoint: int(checkpoint.name.rsplit("-", 1)[1]), default=None)
+    if newest is not None:
+        say(f"going on from {newest}")
+    return str(newest) if newest else None
+
+
+def _save(recipe: Recipe, trainer: OutputTrainer, tokenizer: PreTrainedTokenizerFast) -> None:
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    with whole_folder(recipe.trained) as folder:
+        extra = {"save_embedding_layers": False} if recipe.lora is not None else {}  # else it asks the hub
+        model.save_pretrained(folder, **extra)
+        tokenizer.save_pretrained(folder)
+
+
+def _record(recipe: Recipe, trainer: OutputTrainer, tokens: Tokens, codec: Codec, seconds: float) -> dict[str, Any]:
+    """What the report tells of a training."""
+    row = tokens.train[0]
+    cuda = torch.cuda.is_available()
+    peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    trainable, total = _parameters(trainer.model)
+    return {
+        "seconds": seconds, "steps": trainer.state.global_step, "epochs": trainer.state.epoch,
+        "processes": trainer.args.world_size, "device": torch.cuda.get_device_name() if cuda else "CPU",
+        "peak_memory_bytes": peak, "trainable_parameters": trainable, "parameters": total,
+        "tokens_seen": trainer.tokens_seen * trainer.args.world_size,
+        "counts": {side: vars(counts) for side, counts in tokens.counts.items()}, "tokens_key": tokens.key,
+        "prompt_format": "chat" if codec.chat else "plain",
+        "example": pieces(codec.tokenizer, row["input_ids"], row["labels"]),
+        "log": trainer.state.log_history,
+        "versions": {name: version(name) for name in LIBRARIES} | {"python": sys.version.split()[0]},
+    }  # fmt: skip
+
+
+def _parameters(model: Any) -> tuple[int, int]:
+    """Trainable and all parameters; a 4-bit weight holds two in a byte."""
+    if hasattr(model, "get_nb_trainable_parameters"):
+        trainable, total = model.get_nb_trainable_parameters()
+        return int(trainable), int(total)
+    counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    return sum(n for n, trained in counts if trained), sum(n for n, _ in counts)
+
+
+def _parameters_line(model: Any) -> str:
+    trainable, total = _parameters(model)
+    return f"training {trainable:,} of {total:,} parameters ({trainable / total:.2%})"
