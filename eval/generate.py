@@ -10,7 +10,8 @@ import torch
 from transformers import GenerationConfig
 
 from sft import UserError
-from sft.data import Codec, encode_prompts
+from sft.codec import Codec
+from sft.data import encode_prompts
 from sft.loss import batches_by_length
 from sft.model import load_base, load_trained
 from sft.recipe import Recipe

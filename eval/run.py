@@ -12,7 +12,8 @@ from datasets import Dataset
 from eval.generate import as_base, decoding, write
 from eval.score import score
 from sft import UserError
-from sft.data import Codec, prepare
+from sft.codec import Codec
+from sft.data import prepare
 from sft.loss import output_losses
 from sft.model import load_base, load_trained
 from sft.recipe import Recipe

@@ -20,7 +20,7 @@ STAGES = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Returns the exit status: 0, or 2 after a message about a mistake the user can mend."""
+    """Run one command. Returns the exit status: 0; 2 after a mistake the user can mend; 1 where `check` refuses."""
     options = _parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, _terminate)
     # importing peft imports bitsandbytes, which warns that an optional kernel package of no use here is missing
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(options.run(options) or 0)
     except UserError as error:
         print(f"sft: {error}", file=sys.stderr)
-        return 2
+        return error.status
     except KeyboardInterrupt:
         print("\nsft: interrupted; the same command goes on from the last whole checkpoint", file=sys.stderr)
         return 130
@@ -47,6 +47,10 @@ def _parser() -> argparse.ArgumentParser:
     for name, (target, text) in STAGES.items():
         command = _with_recipe(commands.add_parser(name, help=text, description=text))
         command.set_defaults(run=_run_stage, target=target)
+    check = _with_recipe(commands.add_parser("check", help="read every row and tell what training would see"))
+    check.add_argument("--show", type=int, default=0, metavar="N", help="print N rows token by token with their mask")
+    check.add_argument("--json", action="store_true", help="print it for machines")
+    check.set_defaults(run=_check)
     generate = _with_recipe(commands.add_parser("generate", help="write what the tuned model says to a prompt"))
     generate.add_argument("--prompt", help="the prompt; without it, one row a line is read from standard input")
     generate.add_argument("--row", help="the template's fields as JSON, instead of a prompt as text")
@@ -77,6 +81,13 @@ def _run_stage(options: argparse.Namespace) -> None:
     recipe = _load(options)  # before the heavy import: a typo is told in a blink
     module, function = options.target.split(":")
     getattr(importlib.import_module(module), function)(recipe)
+
+
+def _check(options: argparse.Namespace) -> None:
+    recipe = _load(options)
+    from sft.check import check
+
+    check(recipe, options.show, options.json)
 
 
 def _generate(options: argparse.Namespace) -> None:

@@ -1,30 +1,31 @@
-"""Rows to masked tokens: the one place where text becomes ids and labels, in training and at inference.
+"""Rows to masked tokens, on disk, with an account of what became of every row.
 
-Prompt and output are tokenised apart and joined as ids. The ids that the model reads at inference are thus the prefix
-of those it was trained on, whatever tokens the two texts would have merged into at the seam.
+The loss falls on the output and its end token alone: `labels` repeats `input_ids` there and is -100 elsewhere.
 """
 
 import hashlib
 import json
 import os
+import re
 import shutil
 from array import array
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
-from tokenizers import Tokenizer
 
 import data_templates
-from data_templates import Segment, Template
+from data_templates import Row, Segment, Template
 from sft import UserError
+from sft.codec import Codec
 from sft.recipe import Recipe
-from sft.rows import Record, fingerprint, read
-from sft.template import keys, load_template, read_prompt, read_sample, samples, template_file
+from sft.rows import Record, fingerprint
+from sft.split import Split, hashed
+from sft.template import load_template, read_prompt, read_sample, samples, template_file
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -33,103 +34,12 @@ if TYPE_CHECKING:
 MASKED = -100
 """The label of a token that is not learned, as PyTorch's cross entropy has it."""
 
-
-class Codec:
-    """Text to ids and back. What follows a prompt gets no space put before it that was not there."""
-
-    def __init__(self, tokenizer: "PreTrainedTokenizerFast", prompt_format: str = "auto") -> None:
-        """Raises UserError where a chat template is asked for and there is none, or it rewrites the answer."""
-        self.tokenizer = tokenizer
-        spec = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
-        self.chat = bool(tokenizer.chat_template) if prompt_format == "auto" else prompt_format == "chat"
-        self._prompts = Tokenizer.from_str(json.dumps(spec))
-        self._outputs = Tokenizer.from_str(json.dumps(_continuing(spec)))
-        self._prompts.encode_special_tokens = not self.chat  # "</s>" in a user's text is text, not an end token
-        self._outputs.encode_special_tokens = True
-        self.start = [] if self.chat else _added_before(tokenizer)
-        self.end = self._chat_end() if self.chat else [int(tokenizer.eos_token_id)]
-
-    def prompts(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids that the model reads before it writes, one list a text, without padding."""
-        if self.chat:
-            texts = [self._render([{"role": "user", "content": text}]) for text in texts]
-        batch = self._prompts.encode_batch_fast(list(texts), add_special_tokens=False)
-        alone = [int(self.tokenizer.bos_token_id if self.tokenizer.bos_token_id is not None else self.end[0])]
-        return [self.start + encoding.ids or alone for encoding in batch]
-
-    def outputs(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of texts that follow a prompt, without their end token."""
-        return [encoding.ids for encoding in self._outputs.encode_batch_fast(list(texts), add_special_tokens=False)]
-
-    def weighted(self, segments: Sequence[Segment]) -> tuple[list[int], list[float]]:
-        """The ids of an output in segments, and the loss weight of each: that of the segment it begins in."""
-        encoding = self._outputs.encode("".join(s.text for s in segments), add_special_tokens=False)
-        weights = [segment.weight for segment in segments for _ in segment.text]
-        return encoding.ids, [weights[min(start, len(weights) - 1)] for start, _ in encoding.offsets]
-
-    def text(self, outputs: Sequence[Sequence[int]]) -> list[str]:
-        """Output ids back to text; `outputs` and `text` are each other's inverse where the tokenizer loses nothing."""
-        return list(self._outputs.decode_batch([list(ids) for ids in outputs], skip_special_tokens=False))
-
-    def unchanged(self, texts: Sequence[str], outputs: Sequence[Sequence[int]]) -> list[bool]:
-        """Whether each text comes back from its ids, up to the tokenizer's own normalisation of Unicode."""
-        normalizer = self._outputs.normalizer
-        plain = self.text(outputs)
-        return [
-            a == b or (normalizer is not None and _spaced(normalizer.normalize_str(a)) == b)
-            for a, b in zip(texts, plain, strict=True)
-        ]
-
-    def _render(self, messages: list[dict[str, str]], generation: bool = True) -> str:
-        return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation))
-
-    def _chat_end(self) -> list[int]:
-        """The ids that end an answer in the chat template, up to and with its first special token."""
-        if not self.tokenizer.chat_template:
-            raise UserError("`prompt_format: chat`, but this tokenizer has no chat template; write `plain`")
-        question, answer = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
-        prompt, whole = self._render([question]), self._render([question, answer], generation=False)
-        if not whole.startswith(prompt + "a"):
-            raise UserError(
-                "the chat template of this tokenizer does not put the answer right after the prompt; "
-                "write `prompt_format: plain`"
-            )
-        tail = self._prompts.encode(whole[len(prompt) + 1 :], add_special_tokens=False).ids
-        special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.added_tokens_decoder)
-        ends = [i for i, token in enumerate(tail) if token in special]
-        return tail[: ends[0] + 1] if ends else [*tail, int(self.tokenizer.eos_token_id)]
-
-
-def _added_before(tokenizer: "PreTrainedTokenizerFast") -> list[int]:
-    """The ids that the tokenizer itself puts before a text, such as BOS. What it puts after it is left to us."""
-    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
-    full = tokenizer("a")["input_ids"]
-    where = next(i for i in range(len(full)) if full[i : i + len(bare)] == bare)
-    return [int(token) for token in full[:where]]
-
-
-def _continuing(node: Any) -> Any:
-    """A tokenizer's JSON without the space it puts before each text and takes off when decoding."""
-    if isinstance(node, list):
-        return [_continuing(item) for item in node if not (isinstance(item, dict) and _is_prefix(item))]
-    if not isinstance(node, dict):
-        return node
-    if _is_prefix(node):
-        return None
-    node = {key: _continuing(value) for key, value in node.items()}
-    if node.get("type") == "Metaspace":
-        node["prepend_scheme"] = "never"
-    if node.get("type") == "ByteLevel":
-        node["add_prefix_space"] = False
-    return node
-
-
-def _is_prefix(node: dict[str, Any]) -> bool:
-    return node.get("type") == "Prepend" or (node.get("type") == "Strip" and bool(node.get("start")))
-
-
-def _spaced(text: str) -> str:
-    return text.replace("▁", " ")
+SUSPICIOUS = {
+    "a replacement character (�): bytes were lost when the text was decoded": re.compile("\ufffd"),
+    "a control character": re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]"),
+    "a byte order mark inside the text": re.compile("\ufeff"),
+    "UTF-8 that was read as Latin-1 (mojibake)": re.compile("[\u00c2\u00c3][\u0080-\u00bf]|â€|ã€|å[\u0080-\u00bf]"),
+}
 
 
 @dataclass
@@ -137,36 +47,39 @@ class Counts:
     """What became of the rows of one side of the split."""
 
     records: int = 0
+    """Records read, after those that are held out already were left out."""
     rows: int = 0
     """Rows that reach the trainer or the scorer."""
     tokens: int = 0
     supervised: int = 0
     """Tokens with a label: those of the outputs and their end tokens."""
+    ended: int = 0
+    """Rows whose last label is the end token, so that the model learns to stop."""
     trimmed: int = 0
     """Rows whose prompt lost its oldest tokens to fit `trainer.max_length`."""
     dropped: int = 0
     """Rows left out because they do not fit, their outputs being longer than there is room."""
     repeated: int = 0
     """Training records left out because the held-out side has the same row, or one with the same key."""
+    duplicates: int = 0
+    """Rows that are there more than once, counted without their first."""
+    seams: int = 0
+    """Rows whose prompt and output, tokenised together, would have merged into one token where they meet."""
     changed: int = 0
     """Rows whose output the tokenizer does not give back exactly."""
-    changed_example: str = ""
-    longest: int = 0
     weighted: int = 0
     """Rows with a loss weight other than 1."""
+    longest: int = 0
+    suspicious: dict[str, int] = field(default_factory=dict)
+    """What looks wrong in a text -> rows."""
     lengths: dict[str, int] = field(default_factory=dict)
     """Length in tokens, rounded up to a multiple of 16 -> rows."""
+    examples: dict[str, str] = field(default_factory=dict)
+    """Count -> the first row that was counted."""
 
-    def add(self, sample: dict[str, Any]) -> None:
-        """Count a row that is kept."""
-        length = len(sample["input_ids"])
-        self.rows += 1
-        self.tokens += length
-        self.supervised += sum(label != MASKED for label in sample["labels"])
-        self.weighted += "weights" in sample
-        self.longest = max(self.longest, length)
-        bucket = str(-(-length // 16) * 16)
-        self.lengths[bucket] = self.lengths.get(bucket, 0) + 1
+    def note(self, name: str, where: str, text: str) -> None:
+        """Keep the first example of something counted."""
+        self.examples.setdefault(name, f"{where}: {text}")
 
 
 @dataclass(frozen=True)
@@ -209,7 +122,7 @@ def prepare(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast") -> Tokens:
     return Tokens(train, test, counts, key)
 
 
-def encode_prompts(recipe: Recipe, codec: Codec, rows: Iterable[dict[str, Any]]) -> list[list[int]]:
+def encode_prompts(recipe: Recipe, codec: Codec, rows: Iterable[Row]) -> list[list[int]]:
     """Rows of the template's fields -> the ids the model reads, as in training."""
     template = load_template(recipe)
     return codec.prompts([read_prompt(template, row, f"row {i}") for i, row in enumerate(rows, 1)])
@@ -222,184 +135,138 @@ def max_length(recipe: Recipe) -> int:
 
 
 def _key(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast") -> str:
-    code = [
-        Path(__file__),
-        Path(__file__).with_name("rows.py"),
-        Path(__file__).with_name("template.py"),
-        Path(data_templates.__file__),
-        template_file(recipe),
-    ]
-    parts = [
-        fingerprint(recipe.data, "train"),
-        fingerprint(recipe.data, "test"),
-        tokenizer.backend_tokenizer.to_str(),
-        str(tokenizer.special_tokens_map),
-        str(tokenizer.chat_template),
-        repr(
-            (
-                recipe.template_options,
-                recipe.prompt_format,
-                max_length(recipe),
-                recipe.data.overflow,
-                recipe.data.test is None,
-                recipe.data.test_fraction,
-                recipe.data.seed,
-            )
-        ),
-        *(file.read_text("utf-8") for file in code),
-    ]
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
+    here, data = Path(__file__).parent, recipe.data
+    code = [here / name for name in ("data.py", "codec.py", "split.py", "rows.py", "template.py")]
+    code += [Path(data_templates.__file__), template_file(recipe)]
+    settings: list[Any] = [recipe.template_options, recipe.prompt_format, max_length(recipe), data.overflow]
+    settings += [data.test is None, data.test_fraction, data.seed]
+    parts = [fingerprint(data, "train"), fingerprint(data, "test"), repr(settings)]
+    parts += [tokenizer.backend_tokenizer.to_str(), str(tokenizer.special_tokens_map), str(tokenizer.chat_template)]
+    return hashlib.sha256("\0".join(parts + [file.read_text("utf-8") for file in code]).encode()).hexdigest()[:24]
 
 
 def _write(recipe: Recipe, codec: Codec, folder: Path) -> None:
     template = load_template(recipe)
-    held_out, chosen = _split(recipe, template)
-    counts = {side: Counts() for side in ("test", "train")}
-    for side in counts:
-        records = read(recipe.data, side)
-        if chosen is not None:  # one file gives both sides
-            records = (
-                r for r, held in zip(read(recipe.data, "train"), chosen, strict=True) if held == (side == "test")
-            )
-        encoded = _encode(records, side, recipe, template, codec, held_out, counts[side])
-        _write_arrow(folder / f"{side}.arrow", encoded, test=side == "test")
+    split = Split(recipe, template)
+    counts = {}
+    for side in ("test", "train"):
+        encoder = _Encoder(recipe, template, codec)
+        _write_arrow(folder / f"{side}.arrow", encoder.samples(split.side(side)), test=side == "test")
+        counts[side] = encoder.counts
+        counts[side].repeated = split.repeated
         if not counts[side].rows:
-            raise UserError(f"{recipe.data.train}: no row is left for the {side} side: {_left_out(counts[side])}")
+            raise UserError(
+                f"{recipe.data.train}: no row is left for the {side} side: of {counts[side].records} records "
+                f"{counts[side].dropped} are longer than `trainer.max_length` ({max_length(recipe)} tokens), and "
+                f"{split.repeated} more are held out already; raise `trainer.max_length` or shorten the outputs"
+            )
     (folder / "counts.json").write_text(json.dumps({side: asdict(c) for side, c in counts.items()}), "utf-8")
 
 
-def _left_out(counts: Counts) -> str:
-    return (
-        f"{counts.dropped} of {counts.records} are longer than `trainer.max_length`, "
-        f"{counts.repeated} are held out already; raise `trainer.max_length` or shorten the outputs"
-    )
+class _Encoder:
+    """Records to samples with ids and labels, in batches, counting what becomes of each."""
 
+    def __init__(self, recipe: Recipe, template: Template, codec: Codec) -> None:
+        self.recipe, self.template, self.codec = recipe, template, codec
+        self.counts = Counts()
+        self.room = max_length(recipe)
 
-def _split(recipe: Recipe, template: Template) -> "tuple[set[bytes], array[int] | None]":
-    """Keys of the held-out records; and, where one file gives both sides, which of its records are held out.
+    def samples(self, records: Iterator[Record]) -> Iterator[dict[str, Any]]:
+        """Every row that fits, with its ids and labels, and what the scorer needs beside them."""
+        seen = array("Q")
+        while batch := list(islice(records, 512)):
+            self.counts.records += len(batch)
+            places = [(where, row) for where, record in batch for row in samples(self.template, record, where)]
+            rows = [read_sample(self.template, row, where) for where, row in places]
+            prompts = [prompt for prompt, _ in rows]
+            outputs = ["".join(segment.text for segment in segments) for _, segments in rows]
+            seen.extend(hashed(f"{prompt}\0{output}") for prompt, output in zip(prompts, outputs, strict=True))
+            heads, tails = self.codec.prompts(prompts), self.codec.outputs(outputs)
+            self._look_at(places, prompts, outputs, heads, tails)
+            for (where, _), (prompt, segments), output, head, tail in zip(
+                places, rows, outputs, heads, tails, strict=True
+            ):
+                if (sample := self._sample(where, head, tail, segments)) is not None:
+                    start = len(sample["input_ids"]) - len(tail) - len(self.codec.end)
+                    yield sample | {"prompt": prompt, "reference": output, "where": where, "prompt_tokens": start}
+        self.counts.duplicates = len(seen) - len(np.unique(np.array(seen, dtype=np.uint64)))
 
-    Records that share a key (or, by default, a prompt) stay together. The order of the file does not matter.
-    """
-    data = recipe.data
-    if data.test is not None:
-        return {key for where, record in read(data, "test") for key in _keys(template, record, where)}, None
-    groups, parent = array("Q"), dict[bytes, bytes]()
+    def _look_at(
+        self,
+        places: Sequence[tuple[str, Row]],
+        prompts: Sequence[str],
+        outputs: Sequence[str],
+        heads: Sequence[list[int]],
+        tails: Sequence[list[int]],
+    ) -> None:
+        """Count what a person should know of the texts before they are trained on."""
+        unchanged, merged = self.codec.unchanged(outputs, tails), self.codec.merged(prompts, outputs, heads, tails)
+        for (where, _), prompt, output, same, seam in zip(places, prompts, outputs, unchanged, merged, strict=True):
+            if not same:
+                self.counts.changed += 1
+                self.counts.note("changed", where, repr(output[:80]))
+            if seam:
+                self.counts.seams += 1
+                self.counts.note("seams", where, f"{prompt[-12:]!r} + {output[:12]!r}")
+            for text in (prompt, output):
+                for what, pattern in SUSPICIOUS.items():
+                    if found := pattern.search(text):
+                        self.counts.suspicious[what] = self.counts.suspicious.get(what, 0) + 1
+                        self.counts.note(what, where, repr(text[max(0, found.start() - 20) : found.end() + 20]))
 
-    def root(key: bytes) -> bytes:
-        while parent.setdefault(key, key) != key:
-            parent[key] = key = parent[parent[key]]
-        return key
-
-    first: list[bytes] = []
-    for where, record in read(data, "train"):
-        together = _keys(template, record, where, by_prompt=True)
-        for key in together[1:]:
-            parent[root(key)] = root(together[0])
-        first.append(together[0])
-    groups = array("Q", (int.from_bytes(root(key)) for key in first))
-    sizes = Counter(groups)
-    if len(sizes) < 2:
-        raise UserError(
-            f"{data.train}: {len(groups)} records that belong together leave nothing to hold out; "
-            "add rows or name a file in `data.test`"
-        )
-    wanted, held = max(1, round(len(groups) * data.test_fraction)), set[int]()
-    for group in sorted(sizes, key=lambda g: hashlib.sha256(f"{data.seed} {g}".encode()).digest()):
-        if wanted <= 0 or len(held) == len(sizes) - 1:
-            break
-        held.add(group)
-        wanted -= sizes[group]
-    return set(), array("B", (group in held for group in groups))
-
-
-def _keys(template: Template, record: dict[str, Any], where: str, by_prompt: bool = False) -> list[bytes]:
-    """What a record shares with others, as 8-byte hashes: its template's keys, its prompts, or its whole samples."""
-    texts = keys(template, record, where)
-    if not texts:
-        for row in samples(template, record, where):
-            prompt, segments = read_sample(template, row, where)
-            output = "\0".join(segment.text for segment in segments)
-            texts.append(prompt if by_prompt and prompt.strip() else f"{prompt}\0{output}")
-    return [hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8] for text in texts or [where]]
-
-
-def _encode(
-    records: Iterator[Record],
-    side: str,
-    recipe: Recipe,
-    template: Template,
-    codec: Codec,
-    held_out: set[bytes],
-    counts: Counts,
-) -> Iterator[dict[str, Any]]:
-    """Records -> samples with ids and labels, in batches, counting what becomes of each."""
-    while batch := list(islice(records, 512)):
-        counts.records += len(batch)
-        if side == "train" and held_out:
-            kept = [(w, r) for w, r in batch if held_out.isdisjoint(_keys(template, r, w))]
-            counts.repeated += len(batch) - len(kept)
-            batch = kept
-        rows = [(where, row) for where, record in batch for row in samples(template, record, where)]
-        read_rows = [read_sample(template, row, where) for where, row in rows]
-        texts = ["".join(s.text for s in segments) for _, segments in read_rows]
-        prompts, outputs = codec.prompts([prompt for prompt, _ in read_rows]), codec.outputs(texts)
-        unchanged = codec.unchanged(texts, outputs)
-        for i, (prompt, segments) in enumerate(read_rows):
-            where = rows[i][0]
-            if not unchanged[i]:
-                counts.changed += 1
-                counts.changed_example = counts.changed_example or f"{where}: {texts[i][:80]!r}"
-            sample = _sample(prompts[i], outputs[i], where, recipe, codec, counts)
-            if sample is None:
-                continue
-            if any(s.weight != 1 for s in segments):
-                _weigh(sample, segments, codec)
-            counts.add(sample)
-            if side == "test":
-                length = len(sample["input_ids"]) - len(outputs[i]) - len(codec.end)
-                sample |= {"prompt": prompt, "reference": texts[i], "where": where, "prompt_tokens": length}
-            yield sample
-
-
-def _sample(
-    prompt: list[int], output: list[int], where: str, recipe: Recipe, codec: Codec, counts: Counts
-) -> dict[str, Any] | None:
-    """One row of ids and labels, or None where it does not fit."""
-    output = output + codec.end
-    room, overflow = max_length(recipe), recipe.data.overflow
-    if len(prompt) + len(output) > room:
-        kept = room - len(output) - len(codec.start)
-        if overflow == "error":
-            raise UserError(
-                f"{where}: {len(prompt) + len(output)} tokens, `trainer.max_length` is {room}; raise it, "
-                "or write `data.overflow: trim_prompt` or `drop`"
-            )
-        if overflow == "drop" or kept < 1 or codec.chat:  # a chat template with its head cut off is no prompt
-            counts.dropped += 1
-            return None
-        counts.trimmed += 1
-        prompt = codec.start + prompt[-kept:]
-    return {"input_ids": prompt + output, "labels": [MASKED] * len(prompt) + output}
+    def _sample(
+        self, where: str, head: list[int], tail: list[int], segments: Sequence[Segment]
+    ) -> dict[str, Any] | None:
+        """One row of ids and labels, or None where it does not fit."""
+        tail, counts, start = tail + self.codec.end, self.counts, self.codec.start
+        length = len(head) + len(tail)
+        if length > self.room:
+            kept = self.room - len(tail) - len(start)
+            if self.recipe.data.overflow == "error":
+                raise UserError(
+                    f"{where}: {length} tokens, `trainer.max_length` is {self.room}; raise it, "
+                    "or write `data.overflow: trim_prompt` or `drop`"
+                )
+            # a chat template with its head cut off is no prompt, and without any prompt the output follows from nothing
+            if self.recipe.data.overflow == "drop" or kept < 1 or self.codec.chat:
+                counts.dropped += 1
+                counts.note("dropped", where, f"{length} tokens, {len(tail)} of them output")
+                return None
+            counts.trimmed += 1
+            counts.note("trimmed", where, f"{length} tokens, {len(tail)} of them output")
+            head = start + head[-kept:]
+        sample: dict[str, Any] = {"input_ids": head + tail, "labels": [MASKED] * len(head) + tail}
+        if any(segment.weight != 1 for segment in segments):
+            _weigh(sample, segments, self.codec)
+            counts.weighted += 1
+        counts.rows += 1
+        counts.tokens += len(head) + len(tail)
+        counts.supervised += sum(label != MASKED for label in sample["labels"])
+        counts.ended += sample["labels"][-len(self.codec.end) :] == self.codec.end
+        counts.longest = max(counts.longest, len(head) + len(tail))
+        bucket = str(-(-(len(head) + len(tail)) // 16) * 16)
+        counts.lengths[bucket] = counts.lengths.get(bucket, 0) + 1
+        return sample
 
 
 def _weigh(sample: dict[str, Any], segments: Sequence[Segment], codec: Codec) -> None:
-    """Add the loss weight of each token; a weight of 0 takes the label away as well. End tokens weigh 1."""
-    ids, weights = codec.weighted(segments)
-    start = len(sample["input_ids"]) - len(ids) - len(codec.end)
-    sample["weights"] = [0.0] * start + weights + [1.0] * len(codec.end)
-    sample["labels"] = [
-        label if weight else MASKED for label, weight in zip(sample["labels"], sample["weights"], strict=True)
-    ]
+    """Add the loss weight of each token, scaled to a mean of 1 over the row's learned tokens, so that a row counts as
+    much as without weights. A weight of 0 takes the label away as well. The end token weighs as an ordinary token."""
+    weights = codec.weights(segments)
+    weights += [1.0] * len(codec.end)
+    start = len(sample["input_ids"]) - len(weights)
+    scale = sum(weight > 0 for weight in weights) / sum(weights)
+    sample["weights"] = [0.0] * start + [weight * scale for weight in weights]
+    for i, weight in enumerate(weights, start):
+        if not weight:
+            sample["labels"][i] = MASKED
 
 
 def _write_arrow(path: Path, samples: Iterator[dict[str, Any]], test: bool) -> None:
-    """Samples to an Arrow stream, a thousand rows in memory at a time."""
+    """Samples to an Arrow stream, a thousand rows in memory at a time; the texts are kept of held-out rows alone."""
     columns = {"input_ids": pa.list_(pa.int32()), "labels": pa.list_(pa.int32()), "weights": pa.list_(pa.float32())}
-    columns |= (
-        {"prompt": pa.string(), "reference": pa.string(), "where": pa.string(), "prompt_tokens": pa.int32()}
-        if test
-        else {}
-    )
+    if test:
+        columns |= {"prompt": pa.string(), "reference": pa.string(), "where": pa.string(), "prompt_tokens": pa.int32()}
     schema = pa.schema(columns)
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
         while batch := list(islice(samples, 1000)):

@@ -91,6 +91,25 @@ class Eval(Section):
     """For the choice of prompts, for sampling, and for the bootstrap."""
 
 
+class Check(Section):
+    """How much may be lost before a run is refused, as shares of the rows of either side."""
+
+    max_dropped: float = Field(default=0.01, ge=0, le=1)
+    """Rows left out because they are longer than `trainer.max_length`."""
+
+    max_trimmed: float = Field(default=1.0, ge=0, le=1)
+    """Rows whose prompt lost its beginning to fit."""
+
+    max_changed: float = Field(default=0.01, ge=0, le=1)
+    """Rows whose output the tokenizer does not give back exactly."""
+
+    max_duplicates: float = Field(default=0.5, ge=0, le=1)
+    """Rows that are there more than once."""
+
+    max_suspicious: float = Field(default=0.01, ge=0, le=1)
+    """Texts with replacement or control characters, byte order marks, or UTF-8 that was read as Latin-1."""
+
+
 class Recipe(Section):
     """One run, whole."""
 
@@ -124,6 +143,8 @@ class Recipe(Section):
 
     generation: dict[str, Any] = {}
     """`transformers.GenerationConfig`, by its own names: how predictions are decoded, for base and tuned alike."""
+
+    check: Check = Check()
 
     eval: Eval = Eval()
 
@@ -349,7 +370,7 @@ def _unknown(loc: tuple[str, ...], known: Mapping[str, Any]) -> str:
     if near := difflib.get_close_matches(key, list(known), n=1, cutoff=0.8):
         return f"{message}; did you mean `{near[0]}`?"
     places = {name: [*fields()] for name, fields in LIBRARIES.items()}
-    places |= {"data": [*Data.model_fields], "eval": [*Eval.model_fields]}
+    places |= {"data": [*Data.model_fields], "eval": [*Eval.model_fields], "check": [*Check.model_fields]}
     for place, names in places.items():
         if key in names and place not in section:
             return f"{message}; it stands under `{place}`: `{place}.{key}`"
@@ -364,7 +385,7 @@ def _sentence(loc: tuple[Any, ...], error: Any) -> str:
     keys = tuple(str(part) for part in loc if part not in ("NewTokenizer", "str") and not str(part).startswith("dict["))
     name = ".".join(keys)
     if error["type"] == "extra_forbidden":
-        sections: dict[str, type[Section]] = {"data": Data, "eval": Eval, "tokenizer": NewTokenizer}
+        sections: dict[str, type[Section]] = {"data": Data, "eval": Eval, "check": Check, "tokenizer": NewTokenizer}
         return _unknown(keys, sections.get(keys[0], Recipe).model_fields)
     if error["type"] == "missing":
         return f"`{name}` is missing"

@@ -80,7 +80,7 @@ def read_json(file: Path) -> Any:
 
 def _trains(recipe: Recipe) -> dict[str, Any]:
     """What of a recipe training follows from: all but where it goes and how it is scored."""
-    return recipe.model_dump(mode="json", exclude={"output", "eval", "generation"})
+    return recipe.model_dump(mode="json", exclude={"output", "eval", "generation", "check"})
 
 
 def _base(recipe: Recipe) -> str:

@@ -1,16 +1,32 @@
-"""What the terminal shows: lines, tables and an example with its mask in colour."""
+"""What the terminal shows: lines, tables, histograms, and examples with their mask in colour."""
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING
 
-from sft.data import MASKED, Codec, Counts
+from sft.codec import Codec
+from sft.data import MASKED, Counts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-GREEN, GREY, BOLD, OFF = "\033[32m", "\033[90m", "\033[1m", "\033[0m"
+GREEN, GREY, OFF = "\033[32m", "\033[90m", "\033[0m"
+WORDS = {
+    "rows": "rows kept",
+    "tokens": "tokens",
+    "supervised": "tokens learned",
+    "ended": "rows whose end token is learned",
+    "longest": "longest row, tokens",
+    "trimmed": "prompts trimmed to fit",
+    "dropped": "rows dropped, too long",
+    "repeated": "left out, held out already",
+    "duplicates": "duplicates of a row before",
+    "seams": "seams that would have merged",
+    "changed": "outputs the tokenizer changes",
+    "weighted": "rows with loss weights",
+}
 
 
 def say(text: str = "") -> None:
@@ -26,41 +42,69 @@ def coloured() -> bool:
 
 def pieces(tokenizer: "PreTrainedTokenizerFast", ids: Sequence[int], labels: Sequence[int]) -> list[tuple[str, bool]]:
     """Stretches of a row's text, each with whether it is learned. They join to the row's whole text."""
-    stretches: list[tuple[str, bool]] = []
-    start = shown = 0
-    whole = ""
-    for i in range(1, len(ids) + 1):
-        if i == len(ids) or (labels[i] == MASKED) != (labels[start] == MASKED):
-            whole = str(tokenizer.decode(list(ids[:i]), clean_up_tokenization_spaces=False))
-            stretches.append((whole[shown:], labels[start] != MASKED))
-            start, shown = i, len(whole)
-    return stretches
+    ends = [i for i in range(1, len(ids) + 1) if i == len(ids) or (labels[i] == MASKED) != (labels[i - 1] == MASKED)]
+    return [(text, labels[end - 1] != MASKED) for end, text in zip(ends, _grown(tokenizer, ids, ends), strict=True)]
 
 
 def masked_example(codec: Codec, ids: Sequence[int], labels: Sequence[int]) -> str:
     """One row as the model sees it: learned text green, or between ⟦ and ⟧ where there is no colour."""
     on, off = (GREEN, OFF) if coloured() else ("⟦", "⟧")
     text = "".join(f"{on}{part}{off}" if learned else part for part, learned in pieces(codec.tokenizer, ids, labels))
-    learned = sum(label != MASKED for label in labels)
-    head = (
-        f"one row as it is trained ({len(ids)} tokens, {learned} learned, shown {'green' if coloured() else '⟦so⟧'}; "
-    )
-    return f"{head}the prompt is {'put through the chat template' if codec.chat else 'plain text'}):\n{text}"
+    return f"{_head(codec, labels)}\n{text}"
+
+
+def example_by_token(codec: Codec, ids: Sequence[int], labels: Sequence[int]) -> str:
+    """The same, with a bar between tokens."""
+    parts = list(zip(_grown(codec.tokenizer, ids, range(1, len(ids) + 1)), labels, strict=True))
+    if coloured():
+        text = f"{GREY}│{OFF}".join(f"{GREEN}{part}{OFF}" if label != MASKED else part for part, label in parts)
+    else:
+        stretches = [
+            (learned, "│".join(part for part, _ in some))
+            for learned, some in groupby(parts, lambda part: part[1] != MASKED)
+        ]
+        text = "│".join(f"⟦{stretch}⟧" if learned else stretch for learned, stretch in stretches)
+    return f"{_head(codec, labels)}\n{text}"
 
 
 def counts_line(side: str, counts: Counts) -> str:
     """What became of the rows of one side, in one line; what was lost is always said."""
-    share = counts.supervised / max(counts.tokens, 1)
-    line = (
-        f"{side}: {counts.rows:,} rows, {counts.tokens:,} tokens, {share:.0%} of them learned, "
-        f"longest {counts.longest:,}; {counts.trimmed:,} prompts trimmed, "
-        f"{counts.dropped:,} rows too long and dropped"
+    return (
+        f"{side}: {counts.rows:,} rows, {counts.tokens:,} tokens, "
+        f"{counts.supervised / max(counts.tokens, 1):.0%} of them learned, longest {counts.longest:,}; "
+        f"{counts.trimmed:,} prompts trimmed, {counts.dropped:,} rows too long and dropped"
+        + (f", {counts.repeated:,} left out as they are held out too" if counts.repeated else "")
     )
-    if counts.repeated:
-        line += f", {counts.repeated:,} dropped as they are held out too"
-    if counts.changed:
-        line += f"\n  {counts.changed:,} outputs are not given back exactly by the tokenizer: {counts.changed_example}"
-    return line
+
+
+def counts_table(sides: Mapping[str, Counts]) -> str:
+    """Everything that was counted, one line a thing, with the first row it was found in."""
+    names = ["train", "test"]
+    rows, notes = [], []
+    for name, words in WORDS.items():
+        rows.append([words, *(f"{getattr(sides[side], name):,}" for side in names)])
+        if name == "supervised":
+            shares = (sides[side].supervised / max(sides[side].tokens, 1) for side in names)
+            rows.append(["share learned", *(f"{share:.1%}" for share in shares)])
+    for what in dict.fromkeys(what for side in names for what in sides[side].suspicious):
+        rows.append([what, *(f"{sides[side].suspicious.get(what, 0):,}" for side in names)])
+    for side in names:
+        notes += [f"  {WORDS.get(name, name)}: {where}" for name, where in sides[side].examples.items()]
+    return table(["", *names], rows) + ("\n\nfirst examples\n" + "\n".join(notes) if notes else "")
+
+
+def histogram(counts: Counts, bars: int = 12, width: int = 40) -> str:
+    """Rows by length in tokens, in at most so many bars."""
+    step = 16 * max(1, -(-counts.longest // (16 * bars)))
+    rows: dict[int, int] = {}
+    for length, number in counts.lengths.items():
+        upper = -(-int(length) // step) * step
+        rows[upper] = rows.get(upper, 0) + number
+    most = max(rows.values())
+    return "\n".join(
+        f"{upper - step + 1:>6,}-{upper:<6,} {'█' * -(-rows.get(upper, 0) * width // most)} {rows.get(upper, 0):,}"
+        for upper in range(min(rows), max(rows) + 1, step)
+    )
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -72,3 +116,23 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         for row in cells
     ]
     return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
+
+
+def _head(codec: Codec, labels: Sequence[int]) -> str:
+    learned = sum(label != MASKED for label in labels)
+    how = "put through the chat template" if codec.chat else "plain text"
+    return (
+        f"one row as it is trained ({len(labels)} tokens, {learned} learned, shown "
+        f"{'green' if coloured() else '⟦so⟧'}; the prompt is {how}):"
+    )
+
+
+def _grown(tokenizer: "PreTrainedTokenizerFast", ids: Sequence[int], ends: Sequence[int]) -> list[str]:
+    """What the text grows by at each end. A character split over tokens appears with the last of them."""
+    texts, shown = [], 0
+    for end in ends:
+        whole = str(tokenizer.decode(list(ids[:end]), clean_up_tokenization_spaces=False))
+        whole = whole if end == len(ids) else whole.rstrip("\ufffd")
+        texts.append(whole[shown:])
+        shown = max(shown, len(whole))
+    return texts

@@ -20,7 +20,9 @@ from trl import SFTConfig, SFTTrainer, pack_dataset
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from sft import UserError
-from sft.data import MASKED, Codec, Tokens, max_length, prepare
+from sft.check import refuse
+from sft.codec import Codec
+from sft.data import MASKED, Tokens, max_length, prepare
 from sft.loss import output_losses, supervised_logits
 from sft.model import add_adapter, has_bf16, load_base
 from sft.recipe import Recipe
@@ -44,6 +46,7 @@ def train(recipe: Recipe) -> Path:
     if finished(recipe):
         say(f"{recipe.trained}: trained already; delete {recipe.folder} to train again")
         return recipe.trained
+    refuse(recipe, tokens)
     codec = Codec(tokenizer, recipe.prompt_format)
     for side, counts in tokens.counts.items():
         say(counts_line(side, counts))

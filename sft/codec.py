@@ -1,0 +1,132 @@
+"""Text to ids and back, for prompts and for what follows them: tokenised apart, joined as ids.
+
+The ids that the model reads at inference are thus the prefix of those it was trained on, whatever tokens the two texts
+would have merged into at the seam.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from tokenizers import Tokenizer
+
+from data_templates import Segment
+from sft import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+class Codec:
+    """Text to ids and back. What follows a prompt gets no space put before it that was not there."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerFast", prompt_format: str = "auto") -> None:
+        """Raises UserError where a chat template is asked for and there is none, or it rewrites the answer."""
+        self.tokenizer = tokenizer
+        spec = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
+        self.chat = bool(tokenizer.chat_template) if prompt_format == "auto" else prompt_format == "chat"
+        self._prompts = Tokenizer.from_str(json.dumps(spec))
+        self._outputs = Tokenizer.from_str(json.dumps(_continuing(spec)))
+        self._prompts.encode_special_tokens = not self.chat  # "</s>" in a user's text is text, not an end token
+        self._outputs.encode_special_tokens = True
+        self.start = [] if self.chat else _added_before(tokenizer)
+        self.end = self._chat_end() if self.chat else [int(tokenizer.eos_token_id)]
+
+    def prompts(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids that the model reads before it writes, one list a text, without padding."""
+        if self.chat:
+            texts = [self._render([{"role": "user", "content": text}]) for text in texts]
+        batch = self._prompts.encode_batch_fast(list(texts), add_special_tokens=False)
+        alone = [int(self.tokenizer.bos_token_id if self.tokenizer.bos_token_id is not None else self.end[0])]
+        return [self.start + encoding.ids or alone for encoding in batch]
+
+    def outputs(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of texts that follow a prompt, without their end token."""
+        return [encoding.ids for encoding in self._outputs.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def weights(self, segments: Sequence[Segment]) -> list[float]:
+        """The loss weight of each token of an output in segments: that of the segment it begins in."""
+        encoding = self._outputs.encode("".join(s.text for s in segments), add_special_tokens=False)
+        weights = [segment.weight for segment in segments for _ in segment.text]
+        return [weights[min(start, len(weights) - 1)] for start, _ in encoding.offsets]
+
+    def text(self, outputs: Sequence[Sequence[int]]) -> list[str]:
+        """Output ids back to text; `outputs` and `text` are each other's inverse where the tokenizer loses nothing."""
+        return list(self._outputs.decode_batch([list(ids) for ids in outputs], skip_special_tokens=False))
+
+    def unchanged(self, texts: Sequence[str], outputs: Sequence[Sequence[int]]) -> list[bool]:
+        """Whether each text comes back from its ids, up to the tokenizer's own normalisation of Unicode."""
+        normalizer = self._outputs.normalizer
+        plain = self.text(outputs)
+        return [
+            a == b or (normalizer is not None and _spaced(normalizer.normalize_str(a)) == b)
+            for a, b in zip(texts, plain, strict=True)
+        ]
+
+    def merged(
+        self,
+        prompts: Sequence[str],
+        outputs: Sequence[str],
+        heads: Sequence[Sequence[int]],
+        tails: Sequence[Sequence[int]],
+    ) -> list[bool]:
+        """Whether prompt and output, tokenised as one text, would have been other ids than theirs joined."""
+        if self.chat:
+            return [False] * len(prompts)  # between them stand the template's own tokens
+        texts = [prompt + output for prompt, output in zip(prompts, outputs, strict=True)]
+        together = self._prompts.encode_batch_fast(texts, add_special_tokens=False)
+        return [
+            bool(prompt) and encoding.ids != [*head[len(self.start) :], *tail]
+            for prompt, encoding, head, tail in zip(prompts, together, heads, tails, strict=True)
+        ]
+
+    def _render(self, messages: list[dict[str, str]], generation: bool = True) -> str:
+        return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation))
+
+    def _chat_end(self) -> list[int]:
+        """The ids that end an answer in the chat template, up to and with its first special token."""
+        if not self.tokenizer.chat_template:
+            raise UserError("`prompt_format: chat`, but this tokenizer has no chat template; write `plain`")
+        question, answer = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+        prompt, whole = self._render([question]), self._render([question, answer], generation=False)
+        if not whole.startswith(prompt + "a"):
+            raise UserError(
+                "the chat template of this tokenizer does not put the answer right after the prompt; "
+                "write `prompt_format: plain`"
+            )
+        tail = self._prompts.encode(whole[len(prompt) + 1 :], add_special_tokens=False).ids
+        special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.added_tokens_decoder)
+        ends = [i for i, token in enumerate(tail) if token in special]
+        return tail[: ends[0] + 1] if ends else [*tail, int(self.tokenizer.eos_token_id)]
+
+
+def _added_before(tokenizer: "PreTrainedTokenizerFast") -> list[int]:
+    """The ids that the tokenizer itself puts before a text, such as BOS. What it puts after it is left to us."""
+    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+    full = tokenizer("a")["input_ids"]
+    where = next(i for i in range(len(full)) if full[i : i + len(bare)] == bare)
+    return [int(token) for token in full[:where]]
+
+
+def _continuing(node: Any) -> Any:
+    """A tokenizer's JSON without the space it puts before each text and takes off when decoding."""
+    if isinstance(node, list):
+        return [_continuing(item) for item in node if not (isinstance(item, dict) and _is_prefix(item))]
+    if not isinstance(node, dict):
+        return node
+    if _is_prefix(node):
+        return None
+    node = {key: _continuing(value) for key, value in node.items()}
+    if node.get("type") == "Metaspace":
+        node["prepend_scheme"] = "never"
+    if node.get("type") == "ByteLevel":
+        node["add_prefix_space"] = False
+    return node
+
+
+def _is_prefix(node: dict[str, Any]) -> bool:
+    return node.get("type") == "Prepend" or (node.get("type") == "Strip" and bool(node.get("start")))
+
+
+def _spaced(text: str) -> str:
+    return text.replace("▁", " ")
