@@ -1,0 +1,338 @@
+"""The mask and its promises, on tokenizers of every kind, on any text."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from data_templates import Segment
+from sft import UserError
+from sft.check import Refused, problems, refuse
+from sft.codec import Codec
+from sft.data import MASKED, Tokens, encode_prompts, prepare
+from sft.recipe import Recipe, load
+from sft.show import pieces
+
+TEXT = st.text(
+    st.one_of(st.characters(codec="utf-8"), st.sampled_from(list(" \n\t  aAbe.,!▁好的é</s>|<"))),
+    min_size=0,
+    max_size=40,
+)
+OUTPUT = TEXT.filter(str.strip)
+SEAMS = [
+    ("The quick ", "brown fox"),  # ends in a space
+    ("a jo", "ke"),  # would merge into one token
+    ("", "no prompt at all"),
+    ("Q:\n", "\n\nblank lines first"),
+    ("x =", " 1"),
+    ("中", "文"),
+    ("end</s>", "<|endoftext|> in the text, </s> too"),
+    ("e", "\u0301 combining"),
+    ("tabs\t", "\tand   runs    of spaces  "),
+]
+
+
+def codec_of(folder: Path) -> Codec:
+    return Codec(AutoTokenizer.from_pretrained(folder))
+
+
+def tokens_of(recipe_file: Path, *overrides: str) -> tuple[Recipe, Codec, Tokens]:
+    recipe = load(recipe_file, overrides)
+    tokenizer = AutoTokenizer.from_pretrained(recipe.model)
+    return recipe, Codec(tokenizer, recipe.prompt_format), prepare(recipe, tokenizer)
+
+
+def normalised(codec: Codec, text: str) -> str:
+    """What the tokenizer makes of a text before it cuts it up: NFC, and ▁ for a space in the SentencePiece kind."""
+    normalizer = codec._outputs.normalizer
+    text = normalizer.normalize_str(text) if normalizer is not None else text
+    return text.replace("▁", " ")
+
+
+@given(prompt=TEXT, output=OUTPUT)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_output_ids_give_back_the_output_and_nothing_else(any_tokenizer: Path, prompt: str, output: str) -> None:
+    codec = codec_of_cached(any_tokenizer)
+    (tail,) = codec.outputs([output])
+    assert codec.text([tail])[0].replace("▁", " ") == normalised(codec, output)
+    assert not set(tail) & set(codec.end), "an end token inside an output would teach the model to stop early"
+    (head,) = codec.prompts([prompt])
+    assert head, "even an empty prompt gives the model something to start from"
+    bos = codec.tokenizer.bos_token_id
+    assert head[:2] != [bos, bos]
+
+
+@pytest.mark.parametrize(("prompt", "output"), SEAMS)
+def test_no_space_is_lost_or_gained_at_the_seam(any_tokenizer: Path, prompt: str, output: str) -> None:
+    codec = codec_of_cached(any_tokenizer)
+    (head,), (tail,) = codec.prompts([prompt]), codec.outputs([output])
+    before = codec.tokenizer.decode(head, clean_up_tokenization_spaces=False)
+    whole = codec.tokenizer.decode(head + tail, clean_up_tokenization_spaces=False)
+    assert whole == before + codec.text([tail])[0]
+    assert codec.text([tail])[0].replace("▁", " ") == normalised(codec, output)
+
+
+_codecs: dict[Path, Codec] = {}
+
+
+def codec_of_cached(folder: Path) -> Codec:
+    return _codecs.setdefault(folder, codec_of(folder))
+
+
+@pytest.fixture
+def prepared(tmp_path: Path, any_tokenizer: Path, write_recipe: Callable[..., Path]) -> tuple[Recipe, Codec, Tokens]:
+    return tokens_of(write_recipe(tmp_path, model=str(any_tokenizer), trainer={"max_length": 400}))
+
+
+def rows_of(tokens: Tokens) -> list[dict[str, Any]]:
+    return [*tokens.train, *tokens.test]
+
+
+def test_the_ids_at_inference_are_the_prefix_of_those_of_training(prepared: tuple[Recipe, Codec, Tokens]) -> None:
+    recipe, codec, tokens = prepared
+    assert len(tokens.test) >= 6
+    for row in tokens.test:
+        (ids,) = encode_prompts(recipe, codec, [{"prompt": row["prompt"].removesuffix("\n")}])
+        assert ids == row["input_ids"][: len(ids)]
+        assert row["labels"][: len(ids)] == [MASKED] * len(ids)
+        assert row["labels"][len(ids) :] == row["input_ids"][len(ids) :]
+        assert row["prompt_tokens"] == len(ids)
+
+
+def test_the_loss_falls_on_the_output_and_its_end_token_alone(prepared: tuple[Recipe, Codec, Tokens]) -> None:
+    _, codec, tokens = prepared
+    for row in tokens.test:
+        learned = [label for label in row["labels"] if label != MASKED]
+        assert learned[-len(codec.end) :] == codec.end
+        assert codec.text([learned[: -len(codec.end)]]) == [normalised(codec, row["reference"])]
+        assert learned.count(codec.end[-1]) == 1
+    assert all(counts.ended == counts.rows for counts in tokens.counts.values())
+
+
+def test_what_is_shown_joins_to_the_whole_row(prepared: tuple[Recipe, Codec, Tokens]) -> None:
+    _, codec, tokens = prepared
+    row = tokens.test[0]
+    shown = pieces(codec.tokenizer, row["input_ids"], row["labels"])
+    assert [learned for _, learned in shown] == [False, True]
+    assert "".join(text for text, _ in shown) == codec.tokenizer.decode(row["input_ids"])
+
+
+def test_a_pad_token_equal_to_the_end_token_never_masks_the_end(
+    tmp_path: Path, gpt2_like: Path, write_recipe: Callable[..., Path]
+) -> None:
+    from sft.train import WeightedCollator
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+    _, codec, tokens = tokens_of(write_recipe(tmp_path, model=str(gpt2_like)))
+    end = codec.end[0]
+    rows = [{k: row[k] for k in ("input_ids", "labels")} for row in tokens.train]
+    labels = DataCollatorForLanguageModeling(pad_token_id=end)(rows)["labels"]
+    assert ((labels == end).sum(1) == 1).all()
+    weighted = [row | {"weights": [1.0] * len(row["labels"])} for row in rows]
+    assert (WeightedCollator(pad_token_id=end)(weighted)["labels"] == labels).all()
+
+
+@pytest.mark.parametrize("overflow", ["trim_prompt", "drop", "error"])
+def test_a_long_row_follows_overflow_and_its_output_is_never_cut(
+    tmp_path: Path, sentencepiece_like: Path, write_recipe: Callable[..., Path], overflow: str
+) -> None:
+    rows = [{"prompt": f"{i} " + "long " * 200, "output": f"The end of {i}."} for i in range(4)]
+    rows += [{"prompt": f"short {i}", "output": "very " * 300} for i in range(4)]
+    rows += [{"prompt": f"fits {i}", "output": "yes"} for i in range(8)]
+    file = write_recipe(tmp_path, rows=rows, model=str(sentencepiece_like), data={"overflow": overflow})
+    if overflow == "error":
+        with pytest.raises(UserError, match=r"rows\.jsonl:\d+: \d+ tokens, `trainer\.max_length` is 256"):
+            tokens_of(file)
+        return
+    recipe, codec, tokens = tokens_of(file)
+    kept, counts = rows_of(tokens), tokens.counts.values()
+    assert sum(c.dropped for c in counts) == (4 if overflow == "trim_prompt" else 8)
+    assert sum(c.trimmed for c in counts) == (4 if overflow == "trim_prompt" else 0)
+    assert len(kept) == sum(c.rows for c in counts) == 16 - sum(c.dropped for c in counts)
+    assert max(len(row["input_ids"]) for row in kept) <= 256
+    for row in kept:
+        assert row["input_ids"][0] == codec.start[0], "the start of sequence survives trimming"
+        assert row["labels"][-1] == codec.end[-1]
+        assert "The end of" in codec.text([row["input_ids"]])[0] or "yes" in codec.text([row["input_ids"]])[0]
+    with pytest.raises(Refused, match=r"of 16 rows do not fit .*check\.max_dropped="):
+        refuse(recipe, tokens)
+
+
+def test_a_prompt_in_a_chat_template_is_dropped_rather_than_beheaded(
+    tmp_path: Path, chat_like: Path, write_recipe: Callable[..., Path]
+) -> None:
+    rows = [{"prompt": "long " * 300 + str(i), "output": "x"} for i in range(2)]
+    rows += [{"prompt": f"fits {i}", "output": "yes"} for i in range(8)]
+    _, codec, tokens = tokens_of(write_recipe(tmp_path, rows=rows, model=str(chat_like)))
+    assert sum(c.dropped for c in tokens.counts.values()) == 2
+    assert all(codec.tokenizer.decode(row["input_ids"]).startswith("<|im_start|>user") for row in rows_of(tokens))
+
+
+def test_a_chat_prompt_is_rendered_and_ends_with_the_turn(chat_like: Path) -> None:
+    codec = codec_of(chat_like)
+    (ids,) = codec.prompts(["Hi"])
+    assert codec.tokenizer.decode(ids) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    assert codec.tokenizer.decode(codec.end) == "<|im_end|>"
+    plain = Codec(codec.tokenizer, "plain")
+    assert plain.tokenizer.decode(plain.prompts(["Hi"])[0]) == "Hi"
+
+
+def test_chat_without_a_chat_template_is_refused(gpt2_like: Path) -> None:
+    with pytest.raises(UserError, match="no chat template; write `plain`"):
+        Codec(AutoTokenizer.from_pretrained(gpt2_like), "chat")
+
+
+def test_no_row_stands_on_both_sides(tmp_path: Path, gpt2_like: Path, write_recipe: Callable[..., Path]) -> None:
+    rows = [{"prompt": f"opening {i % 10}", "output": f"end {i % 20}"} for i in range(60)]
+    _, codec, tokens = tokens_of(write_recipe(tmp_path, rows=rows, model=str(gpt2_like)))
+    held = {row["prompt"] for row in tokens.test}
+    trained = {codec.tokenizer.decode(row["input_ids"][: row["labels"].count(MASKED)]) for row in tokens.train}
+    assert held
+    assert held.isdisjoint(trained)
+    assert sum(c.duplicates for c in tokens.counts.values()) == 40
+
+
+def test_the_split_follows_the_rows_and_not_their_order(
+    tmp_path: Path, gpt2_like: Path, write_recipe: Callable[..., Path]
+) -> None:
+    rows = [{"prompt": f"opening {i}", "output": f"end {i}"} for i in range(40)]
+    held = []
+    for order in (rows, rows[::-1]):
+        tokens = tokens_of(write_recipe(tmp_path, rows=order, model=str(gpt2_like)))[2]
+        held.append({row["prompt"] for row in tokens.test})
+    other = tokens_of(write_recipe(tmp_path, rows=rows, model=str(gpt2_like), data={"seed": 1}))[2]
+    assert held[0] == held[1] != {row["prompt"] for row in other.test}
+    assert len(held[0]) == 10
+
+
+def test_training_rows_that_the_test_file_has_too_are_left_out_and_counted(
+    tmp_path: Path, gpt2_like: Path, write_recipe: Callable[..., Path]
+) -> None:
+    test = [{"prompt": f"p{i}", "output": "same"} for i in range(5)]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in test))
+    rows = [{"prompt": f"p{i}", "output": "same" if i < 3 else "other"} for i in range(20)]
+    file = write_recipe(tmp_path, rows=rows, model=str(gpt2_like), data={"test": str(tmp_path / "test.jsonl")})
+    counts = tokens_of(file)[2].counts
+    assert (counts["train"].repeated, counts["train"].rows, counts["test"].rows) == (3, 17, 5)
+
+
+def test_an_edited_file_is_never_read_from_an_old_cache(
+    tmp_path: Path, gpt2_like: Path, write_recipe: Callable[..., Path]
+) -> None:
+    rows = [{"prompt": f"p{i}", "output": "first"} for i in range(8)]
+    first = tokens_of(write_recipe(tmp_path, rows=rows, model=str(gpt2_like)))[2]
+    again = tokens_of(write_recipe(tmp_path, rows=rows, model=str(gpt2_like)))[2]
+    rows[0]["output"] = "other"
+    edited = tokens_of(write_recipe(tmp_path, rows=rows, model=str(gpt2_like)))[2]
+    assert first.key == again.key != edited.key
+    assert any("other" in row["reference"] for row in edited.test) or edited.train.to_dict() != first.train.to_dict()
+
+
+def test_another_tokenizer_or_option_is_another_cache(
+    tmp_path: Path, gpt2_like: Path, neox_like: Path, write_recipe: Callable[..., Path]
+) -> None:
+    changes: list[dict[str, Any]] = [
+        {"model": str(gpt2_like)},
+        {"model": str(neox_like)},
+        {"model": str(gpt2_like), "template_options": {"separator": " "}},
+        {"model": str(gpt2_like), "trainer": {"max_length": 100}},
+    ]
+    keys = [tokens_of(write_recipe(tmp_path, **change))[2].key for change in changes]
+    assert len(set(keys)) == len(changes)
+
+
+def test_damaged_texts_are_counted_with_their_first_row(
+    tmp_path: Path, gpt2_like: Path, write_recipe: Callable[..., Path]
+) -> None:
+    rows = [{"prompt": f"p{i}", "output": "fine"} for i in range(20)]
+    rows[3]["output"] = "lost \ufffd byte"
+    rows[4]["output"] = "bell \x07"
+    rows[5]["prompt"] = "cafÃ© au lait"
+    recipe, _, tokens = tokens_of(write_recipe(tmp_path, rows=rows, model=str(gpt2_like)))
+    assert sum(sum(c.suspicious.values()) for c in tokens.counts.values()) == 3
+    (problem,) = problems(recipe, tokens)
+    assert problem.startswith("3 of 20 texts look damaged (15.0%, allowed are 1.0%; the first: ")
+    assert "check.max_suspicious=0.15" in problem
+    assert not problems(load(tmp_path / "recipe.yaml", ["check.max_suspicious=0.15"]), tokens)
+
+
+def test_seams_that_would_merge_are_counted(tmp_path: Path, gpt2_like: Path, write_recipe: Callable[..., Path]) -> None:
+    rows = [{"prompt": f"{i} Mira went to the ", "output": "well, the well"} for i in range(8)]
+    rows += [{"prompt": f"{i} Mira went to the", "output": " well, the well"} for i in range(4)]
+    file = write_recipe(tmp_path, rows=rows, model=str(gpt2_like), template_options={"separator": ""})
+    assert sum(c.seams for c in tokens_of(file)[2].counts.values()) == 8
+
+
+def test_segment_weights_are_scaled_to_a_mean_of_one_and_zero_masks(gpt2_like: Path) -> None:
+    from sft.data import _weigh
+
+    codec = codec_of(gpt2_like)
+    segments = [Segment("plain", "one two"), Segment("new", " three four", 2.0), Segment("not", " five", 0.0)]
+    (head,), (tail,) = codec.prompts(["p"]), codec.outputs(["one two three four five"])
+    tail += codec.end
+    sample: dict[str, Any] = {"input_ids": head + tail, "labels": [MASKED] * len(head) + tail}
+    _weigh(sample, segments, codec)
+    weights, labels = sample["weights"], sample["labels"]
+    learned = [w for w in weights if w]
+    assert sum(learned) / len(learned) == pytest.approx(1)
+    one, two = sorted(set(learned))
+    assert two / one == pytest.approx(2)
+    assert [label == MASKED for label in labels] == [weight == 0 for weight in weights]
+    assert codec.text([[i for i, w in zip(sample["input_ids"], weights, strict=True) if w == two]]) == [" three four"]
+    assert weights[-1] == one, "the end token weighs as an ordinary one"
+
+
+def test_packing_keeps_labels_and_never_trains_across_a_border(
+    tmp_path: Path, gpt2_like: Path, write_recipe: Callable[..., Path]
+) -> None:
+    from trl import pack_dataset
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+    _, codec, tokens = tokens_of(write_recipe(tmp_path, model=str(gpt2_like)))
+    packed = pack_dataset(tokens.train, 256, "bfd")
+    assert sum(len(row["seq_lengths"]) for row in packed) == len(tokens.train)
+    whole = sorted(map(tuple, tokens.train["input_ids"]))
+    documents = []
+    for row in packed:
+        start = 0
+        for length in row["seq_lengths"]:
+            documents.append((tuple(row["input_ids"][start : start + length]), row["labels"][start]))
+            start += length
+    assert sorted(ids for ids, _ in documents) == whole, "no document is cut or lost"
+    batch = DataCollatorForLanguageModeling(codec.end[0], padding_free=True)([dict(row) for row in packed])
+    starts = batch["position_ids"][0] == 0
+    assert int(starts.sum()) == len(tokens.train)
+    assert (batch["labels"][0][starts] == MASKED).all(), "the last token of one document does not predict the next one"
+
+
+REAL = ["tokenizers/gpt2", "tokenizers/gpt-neox-20b", "tokenizers/mistral-v1", "models/stories260K"]
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_the_promises_hold_on_real_tokenizers_and_rows(
+    tmp_path: Path, real_data: Path, write_recipe: Callable[..., Path], name: str
+) -> None:
+    for source in ("fairytale_continuation/test.jsonl", "zh_xiehouyu/pairs.jsonl"):
+        with (real_data / "datasets" / source).open(encoding="utf-8") as stream:
+            rows = [json.loads(line) for line in stream][:300]
+        file = write_recipe(tmp_path, rows=rows, model=str(real_data / name), trainer={"max_length": 4096})
+        recipe, codec, tokens = tokens_of(file)
+        counts = tokens.counts.values()
+        assert sum(c.rows for c in counts) == len(rows)
+        assert sum(c.changed for c in counts) == 0
+        assert all(c.ended == c.rows for c in counts)
+        for row in tokens.test:
+            assert encode_prompts(recipe, codec, [{"prompt": row["prompt"].removesuffix("\n")}]) == [
+                row["input_ids"][: row["prompt_tokens"]]
+            ]
+
+
+def test_rows_are_arrow_files_on_disk(prepared: tuple[Recipe, Codec, Tokens]) -> None:
+    assert isinstance(prepared[2].train, Dataset)
+    assert prepared[2].train.cache_files
