@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from copy import copy
 from typing import Any
 
 import torch
@@ -24,11 +25,9 @@ MAX_NEW_TOKENS = 128
 def decoding(recipe: Recipe, codec: Codec) -> GenerationConfig:
     """The recipe's `generation:`, greedy where it says nothing, ending at the end token of training and no other."""
     settings = {"max_new_tokens": MAX_NEW_TOKENS, "do_sample": False} | recipe.generation
-    tokenizer = codec.tokenizer
-    config = GenerationConfig(
-        **settings, eos_token_id=codec.end[-1], pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id
-    )
+    ids = {"eos_token_id": codec.end[-1], "pad_token_id": codec.pad, "bos_token_id": codec.tokenizer.bos_token_id}
     try:
+        config = GenerationConfig(**settings, **ids)
         config.validate(strict=True)
     except ValueError as error:
         raise UserError(f"`generation:` is not accepted by transformers: {error}") from error
@@ -46,23 +45,29 @@ def write(
     written: dict[int, tuple[str, bool]] = {}
     for batch in _batches([len(ids) for ids in prompts], config.max_new_tokens, limit, batch_tokens):
         width = max(len(prompts[i]) for i in batch)
-        config.max_new_tokens, wanted = min(config.max_new_tokens, limit - width), config.max_new_tokens
-        ids = [[config.pad_token_id] * (width - len(prompts[i])) + list(prompts[i]) for i in batch]
+        if width >= limit:
+            raise UserError(f"a prompt has {width} tokens, and the model {limit} positions; shorten the prompt")
+        ids = [[codec.pad] * (width - len(prompts[i])) + list(prompts[i]) for i in batch]
         mask = [[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in batch]
+        room = copy(config)
+        room.max_new_tokens = min(config.max_new_tokens, limit - width)
         output = model.generate(
             input_ids=torch.tensor(ids, device=model.device),
             attention_mask=torch.tensor(mask, device=model.device),
-            generation_config=config,
+            generation_config=room,
         )
-        config.max_new_tokens = wanted
         for i, row in zip(batch, output[:, width:].tolist(), strict=True):
-            ended = codec.end[-1] in row
-            row = row[: row.index(codec.end[-1]) + 1] if ended else row
-            written[i] = (
-                codec.text([row[: -len(codec.end)] if row[-len(codec.end) :] == codec.end else row])[0],
-                ended,
-            )
+            written[i] = _read(codec, row)
     return [written[i] for i in range(len(prompts))]
+
+
+def _read(codec: Codec, ids: list[int]) -> tuple[str, bool]:
+    """Generated ids -> the text before the end token, and whether there is one."""
+    ended = codec.end[-1] in ids
+    if ended:
+        ids = ids[: ids.index(codec.end[-1]) + 1]
+        ids = ids[: -len(codec.end)] if ids[-len(codec.end) :] == codec.end else ids[:-1]
+    return codec.text([ids])[0], ended
 
 
 def _batches(lengths: list[int], new: int, limit: int, batch_tokens: int) -> Iterator[list[int]]:

@@ -66,7 +66,7 @@ def _chosen(test: Dataset, count: int, seed: int) -> Dataset:
 def _predict(model: Any, codec: Codec, test: Dataset, rows: Dataset, config: Any, recipe: Recipe, folder: Path) -> None:
     """Losses on all held-out rows, and what the model writes after the prompts of the chosen ones."""
     started = time.monotonic()
-    losses = output_losses(model, test, recipe.eval.batch_tokens, codec.tokenizer.pad_token_id)
+    losses = output_losses(model, test, recipe.eval.batch_tokens, codec.pad)
     torch.manual_seed(recipe.eval.seed)
     prompts = [row["input_ids"][: row["prompt_tokens"]] for row in rows]
     written = write(model, codec, prompts, config, recipe.eval.batch_tokens)

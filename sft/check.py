@@ -65,7 +65,7 @@ def problems(recipe: Recipe, tokens: Tokens) -> list[str]:
             first = [f"; the first: {c.examples[e]}" for c in sides for e in examples if e in c.examples][:1]
             enough = min(1.0, -(-count * 1000 // seen) / 1000)
             found.append(
-                f"{count:,} of {seen:,} {what} ({count / seen:.1%}, allowed are {limit:.1%}{''.join(first)}); "
+                f"{count:,} of {seen:,} {what} ({count / seen:.2%}, allowed are {limit:.2%}{''.join(first)}); "
                 f"{remedy}, or allow it: check.max_{name}={enough}"
             )
     return found

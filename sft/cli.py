@@ -4,8 +4,10 @@ import argparse
 import importlib
 import json
 import logging
+import os
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
 from types import FrameType
 from typing import Any
@@ -23,8 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit status: 0; 2 after a mistake the user can mend; 1 where `check` refuses."""
     options = _parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, _terminate)
-    # importing peft imports bitsandbytes, which warns that an optional kernel package of no use here is missing
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    _quieten()
     try:
         return int(options.run(options) or 0)
     except UserError as error:
@@ -34,7 +35,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\nsft: interrupted; the same command goes on from the last whole checkpoint", file=sys.stderr)
         return 130
     except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python flushes at its end
         return 141
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"sft: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -119,6 +126,13 @@ def _templates(options: argparse.Namespace) -> None:
         module = importlib.import_module(f"data_templates.{name}")
         print(f"{(module.__doc__ or name).splitlines()[0]}")
         print(f"  {json.dumps(dict(module.template().example), ensure_ascii=False)}\n")
+
+
+def _quieten() -> None:
+    """Leave out what other libraries say to their own developers, so that what is said to the user is seen."""
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # an optional package of no use here
+    warnings.filterwarnings("ignore", category=FutureWarning)  # transformers about its own deprecated names
+    warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")  # peft sets GPT-2's right by itself
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> None:

@@ -31,6 +31,7 @@ class Codec:
         self._outputs.encode_special_tokens = True
         self.start = [] if self.chat else _added_before(tokenizer)
         self.end = self._chat_end() if self.chat else [int(tokenizer.eos_token_id)]
+        self.pad = self.end[-1] if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
 
     def prompts(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids that the model reads before it writes, one list a text, without padding."""

@@ -94,7 +94,7 @@ class Tokens:
     test: "Dataset"
     counts: dict[str, Counts]
     key: str
-    """Hash of everything that the tokens follow from: data, tokenizer, template, settings and this code."""
+    """Hash of everything that the tokens follow from: data, tokenizer, template and settings."""
 
 
 def prepare(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast") -> Tokens:
@@ -105,9 +105,9 @@ def prepare(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast") -> Tokens:
     from datasets import Dataset
 
     key = _key(recipe, tokenizer)
-    folder = recipe.folder.parent / ".tokens" / key
+    folder = recipe.folder.parent / ".tokens" / f"{key}-{_code()}"
     if not folder.is_dir():
-        part = folder.with_name(f"{key}.{os.getpid()}.part")
+        part = folder.with_name(f"{folder.name}.{os.getpid()}.part")
         part.mkdir(parents=True)
         try:
             _write(recipe, Codec(tokenizer, recipe.prompt_format), part)
@@ -135,14 +135,22 @@ def max_length(recipe: Recipe) -> int:
 
 
 def _key(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast") -> str:
-    here, data = Path(__file__).parent, recipe.data
-    code = [here / name for name in ("data.py", "codec.py", "split.py", "rows.py", "template.py")]
-    code += [Path(data_templates.__file__), template_file(recipe)]
+    data = recipe.data
     settings: list[Any] = [recipe.template_options, recipe.prompt_format, max_length(recipe), data.overflow]
     settings += [data.test is None, data.test_fraction, data.seed]
     parts = [fingerprint(data, "train"), fingerprint(data, "test"), repr(settings)]
     parts += [tokenizer.backend_tokenizer.to_str(), str(tokenizer.special_tokens_map), str(tokenizer.chat_template)]
-    return hashlib.sha256("\0".join(parts + [file.read_text("utf-8") for file in code]).encode()).hexdigest()[:24]
+    return _digest(*parts, template_file(recipe).read_text("utf-8"))
+
+
+def _code() -> str:
+    """Hash of the code that makes tokens: an edit of it makes them anew."""
+    files = [Path(__file__).with_name(f"{name}.py") for name in ("data", "codec", "split", "rows", "template")]
+    return _digest(*(file.read_text("utf-8") for file in [*files, Path(data_templates.__file__)]))
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
 def _write(recipe: Recipe, codec: Codec, folder: Path) -> None:

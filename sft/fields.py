@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -12,6 +13,14 @@ SCALARS = {"str": (str,), "int": (int,), "float": (int, float), "bool": (bool,),
            "tuple": (list,), "None": (type(None),)}  # fmt: skip
 SCHEMA = {str: "string", int: "integer", float: "number", bool: "boolean", dict: "object", list: "array",
           type(None): "null"}  # fmt: skip
+WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false", dict: "a mapping",
+         list: "a list", type(None): "null"}  # fmt: skip
+
+
+def shown(value: Any) -> str:
+    """A wrong value as it stands in a message."""
+    text = repr(value)
+    return "empty" if value is None else text if len(text) < 60 else text[:56] + " ..."
 
 
 @dataclass(frozen=True)
@@ -24,14 +33,16 @@ class Kind:
 
     def problem(self, value: Any) -> str | None:
         """What is wrong with the value, or None."""
+        if isinstance(value, float) and not math.isfinite(value):
+            return f"is {value}; it takes a finite number"
         if self.choices and not any(value == choice and type(value) is type(choice) for choice in self.choices):
             if not (isinstance(value, self.types) and self.types):
-                return f"is {value!r}; write one of {', '.join(map(repr, self.choices))}"
+                return f"is {shown(value)}; write one of {', '.join(map(repr, self.choices))}"
         elif self.types and not self.choices:
             number_for_bool = isinstance(value, bool) and bool not in self.types
             if number_for_bool or not isinstance(value, self.types):
-                names = sorted({SCHEMA[kind] for kind in self.types})
-                return f"is {value!r}; it takes {' or '.join(names)}"
+                words = [WORDS[kind] for kind in dict.fromkeys(self.types) if not (kind is int and float in self.types)]
+                return f"is {shown(value)}; it takes {' or '.join(words)}"
         return None
 
     def schema(self) -> dict[str, Any]:
@@ -53,11 +64,15 @@ class LibraryFields:
         return self.read()
 
 
-def _source(package: str, path: str) -> ast.Module | None:
-    spec = importlib.util.find_spec(package)  # finds a top-level package without importing it
+def _package(name: str) -> Path:
+    spec = importlib.util.find_spec(name)  # finds a top-level package without importing it
     if spec is None or not spec.submodule_search_locations:
-        raise ModuleNotFoundError(f"{package} is not installed; run ./launch.sh once")
-    file = Path(spec.submodule_search_locations[0]) / path
+        raise ModuleNotFoundError(f"{name} is not installed; run ./launch.sh once")
+    return Path(spec.submodule_search_locations[0])
+
+
+def _source(package: str, path: str) -> ast.Module | None:
+    file = _package(package) / path
     return ast.parse(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
@@ -146,21 +161,32 @@ def _generation() -> dict[str, Kind]:
 @cache
 def model_config_fields(model_type: str) -> dict[str, Kind]:
     """Fields of the config class of a transformers model type; empty where there is no such type."""
-    name = model_type.replace("-", "_")
-    tree = _source("transformers", f"models/{name}/configuration_{name}.py") if name.isidentifier() else None
-    for node in _classes(tree).values() if tree else ():
-        assigned = {
-            i.targets[0].id: i.value
-            for i in node.body
-            if isinstance(i, ast.Assign) and isinstance(i.targets[0], ast.Name)
-        }
-        declared = assigned.get("model_type")
-        if isinstance(declared, ast.Constant) and declared.value == model_type:
-            common = _dataclass_fields(("transformers", "configuration_utils.py", "PreTrainedConfig"))
-            aliases = assigned.get("attribute_map")
-            named = {k.value for k in getattr(aliases, "keys", ()) if isinstance(k, ast.Constant)}
-            return common | dict(_annotated(node)) | {str(k): Kind() for k in named} | {"model_type": Kind((str,))}
+    for tree in _config_sources(model_type):
+        classes = _classes(tree)
+        for node in classes.values():
+            assigned = {i.targets[0].id: i.value for i in node.body
+                        if isinstance(i, ast.Assign) and isinstance(i.targets[0], ast.Name)}  # fmt: skip
+            declared = assigned.get("model_type")
+            if isinstance(declared, ast.Constant) and declared.value == model_type:
+                fields = _dataclass_fields(("transformers", "configuration_utils.py", "PreTrainedConfig"))
+                for base in node.bases:
+                    if isinstance(base, ast.Name) and base.id in classes:
+                        fields |= dict(_annotated(classes[base.id]))
+                aliases = getattr(assigned.get("attribute_map"), "keys", ())
+                named = {str(key.value): Kind() for key in aliases if isinstance(key, ast.Constant)}
+                return fields | dict(_annotated(node)) | named | {"model_type": Kind((str,))}
     return {}
+
+
+def _config_sources(model_type: str) -> Iterator[ast.Module]:
+    """The configuration file of a model type: most have a folder of their name, some live with a relative."""
+    name = model_type.replace("-", "_")
+    if name.isidentifier() and (tree := _source("transformers", f"models/{name}/configuration_{name}.py")):
+        yield tree
+    for file in sorted(_package("transformers").glob("models/*/configuration_*.py")):
+        text = file.read_text(encoding="utf-8")
+        if f'model_type = "{model_type}"' in text:
+            yield ast.parse(text)
 
 
 TRAINER = LibraryFields("trl.SFTConfig", _trainer)

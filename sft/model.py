@@ -1,5 +1,6 @@
 """Base model, quantisation and adapter of a recipe, each checked after it was made."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +20,10 @@ def load_base(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast", training: bo
     tokenizer or `trainer.max_length`.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, set_seed
+    from transformers import AutoConfig, AutoModelForCausalLM, logging, set_seed
 
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
     if isinstance(recipe.model, dict):
         set_seed(int(recipe.trainer.get("seed", 42)))
         config = _new_config(recipe.model, tokenizer)

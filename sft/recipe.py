@@ -7,19 +7,23 @@ They are read from those libraries' sources (`sft.fields`), so that a recipe is 
 import difflib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.constructor import DuplicateKeyError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from sft import UserError
-from sft.fields import GENERATION, LORA, TRAINER, LibraryFields, model_config_fields
+from sft.fields import GENERATION, LORA, TRAINER, WORDS, LibraryFields, model_config_fields, shown
 
 SHIPPED = next(p for p in (Path(__file__).parent / "recipes", Path(__file__).parents[1] / "recipes") if p.is_dir())
 """The recipes that come with the project: inside the package when installed from a wheel, beside it in a checkout."""
+
+Text = Annotated[str, Field(min_length=1)]
 
 
 class Section(BaseModel):
@@ -29,11 +33,11 @@ class Section(BaseModel):
 class Data(Section):
     """Where the rows come from and which of them are held out."""
 
-    train: str
+    train: Text
     """A file (.jsonl .json .csv .tsv .parquet .txt), a folder of such files, a `.py` file with a function
     `rows(split, **options)`, or a data set on the hub."""
 
-    test: str | None = None
+    test: Text | None = None
     """Held-out rows, named like `train`. Without it, `test_fraction` of `train` is held out."""
 
     test_fraction: float = Field(default=0.1, gt=0, lt=1)
@@ -64,7 +68,7 @@ class Data(Section):
     """Split that `test` means, likewise."""
 
     limit: int | None = Field(default=None, gt=0)
-    """Use only the first so many records of each file."""
+    """Use only the first so many records of `train`, and of `test`."""
 
     overflow: Literal["trim_prompt", "drop", "error"] = "trim_prompt"
     """What happens to a row longer than `trainer.max_length`: its prompt loses its oldest tokens, the row is left out,
@@ -113,16 +117,16 @@ class Check(Section):
 class Recipe(Section):
     """One run, whole."""
 
-    model: str | dict[str, Any]
+    model: Text | dict[str, Any]
     """Base model: an id on the hub, a local folder, or another recipe (`recipes/x.yaml`), which is built first.
     A mapping (`{model_type: gpt2, n_layer: 4, ...}`) is a new model, trained from scratch."""
 
-    template: str
+    template: Text
     """Dataset template: the name of a file in `data_templates/`, or the path of your own `.py` file."""
 
     data: Data
 
-    tokenizer: str | NewTokenizer | None = None
+    tokenizer: Text | NewTokenizer | None = None
     """Hub id or folder, `{vocab_size: N}` for a new one trained on the data, or nothing for that of the model."""
 
     template_options: dict[str, Any] = {}
@@ -148,26 +152,8 @@ class Recipe(Section):
 
     eval: Eval = Eval()
 
-    output: str | None = None
+    output: Text | None = None
     """Folder of the run; `runs/NAME` where nothing is said."""
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> "Recipe":
-        if self.quantization != "none" and self.lora is None:
-            raise ValueError(
-                f"`quantization: {self.quantization}` needs a `lora:` section; whole 4-bit or 8-bit "
-                "weights cannot be trained"
-            )
-        if isinstance(self.model, dict):
-            if "model_type" not in self.model:
-                raise ValueError("a new model needs `model_type`, for instance `model_type: gpt2`")
-            if self.tokenizer is None:
-                raise ValueError("a new model needs a `tokenizer`: `{vocab_size: 2048}` trains one on the data")
-            if self.lora is not None or self.quantization != "none":
-                raise ValueError("a new model is trained whole: remove `lora:` and `quantization:`")
-        elif isinstance(self.tokenizer, NewTokenizer):
-            raise ValueError("a new tokenizer needs a new model: remove `tokenizer:`, or make `model:` a mapping")
-        return self
 
     @property
     def folder(self) -> Path:
@@ -240,26 +226,14 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Paths in it are looked for from the working directory, then from the recipe's own folder, and become absolute.
     Raises UserError with every mistake of the file at once.
     """
-    path = _find_recipe(Path(path))
-    document, origins = _read(path), dict[str, str]()
-    for override in overrides:
-        origins[_override(document, override)] = override
-    values = _plain(document)
-    problems: list[tuple[tuple[Any, ...], str]] = [*_library_problems(values)]
-    recipe = None
-    try:
-        recipe = Recipe.model_validate(values)
-    except ValidationError as error:
-        problems += [(tuple(e["loc"]), _sentence(tuple(e["loc"]), e)) for e in error.errors()]
-    if problems or recipe is None:
-        lines = {_where(path, document, origins, loc) + ": " + text: None for loc, text in problems}
-        raise UserError("\n".join(sorted(lines, key=_by_line)))
-    return _with_paths(recipe, path)
+    return _load(Path(path), overrides, ())
 
 
 def dump(recipe: Recipe) -> str:
     """The resolved recipe as YAML, which `load` reads back to the same recipe."""
     text = json.dumps(recipe.model_dump(exclude_defaults=True), ensure_ascii=False, indent=2)
+    unlike_json = "[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]"  # these YAML takes as escapes alone
+    text = re.sub(unlike_json, lambda found: f"\\u{ord(found[0]):04x}", text)
     return "# The recipe as it was resolved. JSON is YAML: this file runs again as it is.\n" + text + "\n"
 
 
@@ -278,42 +252,88 @@ def shipped() -> list[Path]:
     return sorted(SHIPPED.glob("*.yaml"))
 
 
+def _load(path: Path, overrides: Sequence[str], above: tuple[Path, ...]) -> Recipe:
+    """Read a recipe and, to check them too, the recipes it starts from; `above` are those that led here."""
+    path = _find_recipe(path)
+    document, origins = _read(path), dict[str, str]()
+    for override in overrides:
+        origins[_override(document, override)] = override
+    values = _plain(document)
+    problems: list[tuple[tuple[str, ...], str]] = [*_library_problems(values)]
+    recipe = None
+    try:
+        recipe = Recipe.model_validate(values)
+        problems += _contradictions(recipe)
+    except ValidationError as error:
+        problems += _invalid(error)
+    if problems or recipe is None:
+        lines = {_where(path, document, origins, loc) + ": " + text: None for loc, text in problems}
+        raise UserError("\n".join(sorted(lines, key=_by_line)))
+    recipe = _with_paths(recipe, path)
+    if isinstance(recipe.model, str) and recipe.model.endswith((".yaml", ".yml")):
+        where, above = _where(path, document, origins, ("model",)), (*above, path.resolve())
+        if Path(recipe.model).resolve() in above:
+            raise UserError(f"{where}: `model` leads back to {recipe.model}; name the recipe that this one starts from")
+        try:
+            base = _load(Path(recipe.model), (), above)
+        except UserError as error:
+            raise UserError(f"{where}: `model` cannot be read:\n{error}") from error
+        if base.lora is not None:
+            raise UserError(f"{where}: `model` trains an adapter; a recipe to start from trains a whole model")
+    return recipe
+
+
 def _find_recipe(path: Path) -> Path:
-    for candidate in (path, SHIPPED / path.name, SHIPPED / f"{path.name}.yaml"):
-        if candidate.is_file():
-            return candidate
-    names = [p.name for p in shipped()]
-    near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.5)
+    if path.is_file():
+        return path
+    if path.parent in (Path(), Path("recipes")) and (SHIPPED / path.name).with_suffix(".yaml").is_file():
+        return (SHIPPED / path.name).with_suffix(".yaml")
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; a recipe is a YAML file")
+    names = [p.stem for p in shipped()]
+    near = difflib.get_close_matches(path.stem, names, n=1, cutoff=0.5)
     raise UserError(
         f"{path}: no such recipe; "
-        + (f"did you mean recipes/{near[0]}?" if near else f"those shipped are {', '.join(names)}")
+        + (f"did you mean recipes/{near[0]}.yaml?" if near else f"those shipped are {', '.join(names)}")
     )
 
 
 def _read(path: Path) -> Any:
-    yaml = YAML(typ="rt")
     try:
-        document = yaml.load(path.read_text(encoding="utf-8-sig"))
+        document = YAML(typ="rt").load(path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError:
         raise UserError(f"{path}: not UTF-8; save the recipe as UTF-8") from None
-    except MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        at = f":{mark.line + 1}" if mark else ""
-        problem = " ".join(str(error.problem or error.context).split())
-        raise UserError(f"{path}{at}: not valid YAML: {problem}; check indentation, colons and quotes") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except RecursionError:
+        raise UserError(f"{path}: not valid YAML: nested too deeply") from None
+    except YAMLError as error:
+        raise UserError(f"{path}{_mended(error)}") from None
     if not isinstance(document, dict):
         raise UserError(f"{path}: a recipe is a mapping of keys to values, at least `model`, `template` and `data`")
     return document
 
 
+def _mended(error: YAMLError) -> str:
+    """Line and cause of broken YAML, and what to do about it."""
+    if not isinstance(error, MarkedYAMLError):
+        return f": not valid YAML: {str(error).splitlines()[0]}; save it as plain text"
+    mark = error.problem_mark or error.context_mark
+    at = f":{mark.line + 1}" if mark else ""
+    problem = " ".join(f"{error.context or ''} {error.problem or ''}".split())
+    if isinstance(error, DuplicateKeyError) and (twice := re.search(r'found duplicate key "(.*?)"', problem)):
+        return f"{at}: the key `{twice[1]}` stands here a second time; remove one"
+    return f"{at}: not valid YAML: {problem}; check indentation, colons and quotes"
+
+
 def _plain(node: Any) -> Any:
-    """The document without the YAML reader's own types, which remember lines and notation."""
+    """The document without the YAML reader's own types, which remember lines and notation. A date is its text."""
     if isinstance(node, dict):
         return {str(key): _plain(value) for key, value in node.items()}
     if isinstance(node, list):
         return [_plain(item) for item in node]
     plain = next((kind for kind in (bool, int, float, str) if isinstance(node, kind)), None)
-    return plain(node) if plain else node
+    return plain(node) if plain else node if node is None else str(node)
 
 
 def _override(document: Any, override: str) -> str:
@@ -323,7 +343,7 @@ def _override(document: Any, override: str) -> str:
         raise UserError(f"{override}: write overrides as key=value, for instance trainer.max_steps=10")
     try:
         value = YAML(typ="safe").load(text)
-    except MarkedYAMLError:
+    except (YAMLError, RecursionError):
         value = text
     *parents, last = key.split(".")
     node = document
@@ -341,8 +361,8 @@ def _library_problems(document: Mapping[str, Any]) -> Iterator[tuple[tuple[str, 
     """Keys and values of the sections that belong to a library, and of the model that is made from scratch."""
     sections = {name: fields() for name, fields in LIBRARIES.items()}
     model = document.get("model")
-    if isinstance(model, dict) and isinstance(model.get("model_type"), str):
-        known = model_config_fields(model["model_type"])
+    if isinstance(model, dict) and "model_type" in model:
+        known = model_config_fields(str(model["model_type"]))
         if not known:
             yield ("model", "model_type"), f"transformers has no model type `{model['model_type']}`"
         else:
@@ -365,10 +385,11 @@ def _unknown(loc: tuple[str, ...], known: Mapping[str, Any]) -> str:
     """The sentence about an unknown key: another tool's name, another place, or the nearest right name."""
     *section, key = loc
     message = f"unknown key `{key}`" + (f" under `{'.'.join(section)}`" if section else "")
-    if key in ELSEWHERE:
-        return f"{message}; here it is `{ELSEWHERE[key]}`"
-    if near := difflib.get_close_matches(key, list(known), n=1, cutoff=0.8):
-        return f"{message}; did you mean `{near[0]}`?"
+    spelled = key.strip().lower().replace("-", "_")
+    if spelled in ELSEWHERE:
+        return f"{message}; here it is `{ELSEWHERE[spelled]}`"
+    if "." in key and key.split(".")[0] in Recipe.model_fields:
+        return f"{message}; in a file it is a section, `{key.replace('.', ': {')}: ...{'}' * key.count('.')}`"
     places = {name: [*fields()] for name, fields in LIBRARIES.items()}
     places |= {"data": [*Data.model_fields], "eval": [*Eval.model_fields], "check": [*Check.model_fields]}
     for place, names in places.items():
@@ -376,24 +397,75 @@ def _unknown(loc: tuple[str, ...], known: Mapping[str, Any]) -> str:
             return f"{message}; it stands under `{place}`: `{place}.{key}`"
     if section and key in Recipe.model_fields:
         return f"{message}; it stands at the top level"
-    near = difflib.get_close_matches(key, list(known), n=1, cutoff=0.5)
-    return f"{message}; did you mean `{near[0]}`?" if near else f"{message}; known are {', '.join(sorted(known))}"
+    if near := difflib.get_close_matches(spelled, list(known), n=1, cutoff=0.5):
+        return f"{message}; did you mean `{near[0]}`?"
+    if section and section[0] in LIBRARIES:
+        return f"{message}; known are the fields of {LIBRARIES[section[0]].owner}"
+    return f"{message}; known are {', '.join(sorted(known))}"
 
 
-def _sentence(loc: tuple[Any, ...], error: Any) -> str:
-    """A pydantic error in the words of a recipe."""
-    keys = tuple(str(part) for part in loc if part not in ("NewTokenizer", "str") and not str(part).startswith("dict["))
+def _contradictions(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Settings that are right alone and wrong together."""
+    if recipe.quantization != "none" and recipe.lora is None:
+        yield (
+            ("quantization",),
+            (
+                f"`quantization: {recipe.quantization}` needs a `lora:` section; whole 4-bit or 8-bit weights "
+                "cannot be trained"
+            ),
+        )
+    if isinstance(recipe.model, dict):
+        if "model_type" not in recipe.model:
+            yield ("model",), "a new model needs `model_type`, for instance `model_type: gpt2`"
+        if recipe.tokenizer is None:
+            yield ("model",), "a new model needs a `tokenizer`: `{vocab_size: 2048}` trains one on the data"
+        if recipe.lora is not None:
+            yield ("lora",), "a new model is trained whole: remove `lora:` and `quantization:`"
+    elif isinstance(recipe.tokenizer, NewTokenizer):
+        yield ("tokenizer",), "a new tokenizer needs a new model: remove `tokenizer:`, or make `model:` a mapping"
+    elif recipe.tokenizer is not None and recipe.model.endswith((".yaml", ".yml")):
+        yield ("tokenizer",), "`tokenizer` cannot be set where `model` is a recipe; that recipe decides it"
+
+
+MISSING = {"model": "model: gpt2", "template": "template: story", "data": "data: {train: rows.jsonl}",
+           "data.train": "data: {train: rows.jsonl}",
+           "tokenizer.vocab_size": "tokenizer: {vocab_size: 2048}"}  # fmt: skip
+"""Key that cannot be left out -> an example of it."""
+
+TAKES = {"string_type": str, "int_type": int, "int_from_float": int, "float_type": float, "dict_type": dict,
+         "model_type": dict, "model_attributes_type": dict}  # fmt: skip
+"""Pydantic's names of a wrong type -> the right one."""
+
+
+def _invalid(error: ValidationError) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Pydantic's errors in the words of a recipe, what a value of several types may be in one sentence."""
+    told, taken = set[tuple[str, ...]](), dict[tuple[str, ...], tuple[Any, list[str]]]()
+    for e in error.errors():
+        branch = {"str", "constrained-str", "NewTokenizer"}
+        keys = tuple(str(k) for k in e["loc"] if k not in branch and not str(k).startswith("dict["))
+        if e["type"] not in TAKES:
+            told.add(keys)
+            yield keys, _sentence(keys, e)
+        elif not (keys == ("tokenizer",) and isinstance(e["input"], dict)):  # its keys have errors of their own
+            taken.setdefault(keys, (e["input"], []))[1].append(WORDS[TAKES[e["type"]]])
+    for keys, (value, words) in taken.items():
+        if keys not in told:
+            yield keys, f"`{'.'.join(keys)}` is {shown(value)}; it takes {' or '.join(words)}"
+
+
+def _sentence(keys: tuple[str, ...], error: Any) -> str:
+    """One pydantic error."""
     name = ".".join(keys)
     if error["type"] == "extra_forbidden":
         sections: dict[str, type[Section]] = {"data": Data, "eval": Eval, "check": Check, "tokenizer": NewTokenizer}
-        return _unknown(keys, sections.get(keys[0], Recipe).model_fields)
+        return _unknown(keys, (sections[keys[0]] if len(keys) > 1 else Recipe).model_fields)
     if error["type"] == "missing":
-        return f"`{name}` is missing"
-    if error["type"] == "value_error":
-        return str(error["ctx"]["error"])
+        return f"`{name}` is missing; write for instance `{MISSING[name]}`"
     if error["type"] == "literal_error":
-        return f"`{name}` is {error['input']!r}; write one of {error['ctx']['expected']}"
-    return f"`{name}` is {error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
+        return f"`{name}` is {shown(error['input'])}; write one of {error['ctx']['expected']}"
+    if error["type"] == "string_too_short":
+        return f"`{name}` is empty; give it a value or remove it"
+    return f"`{name}` is {shown(error['input'])}: {error['msg'][0].lower()}{error['msg'][1:]}"
 
 
 def _where(path: Path, document: Any, origins: Mapping[str, str], loc: tuple[Any, ...]) -> str:
@@ -408,13 +480,15 @@ def _where(path: Path, document: Any, origins: Mapping[str, str], loc: tuple[Any
             break
         if hasattr(node, "lc") and key in (node.lc.data or {}):
             line = node.lc.key(key)[0] + 1
+        elif inside := [override for dotted, override in origins.items() if dotted.startswith(".".join((*keys, "")))]:
+            return inside[0]
         node = node[key]
     return f"{path}:{line}" if line else str(path)
 
 
 def _by_line(message: str) -> tuple[bool, int]:
-    number = message.split(":", 2)[1]
-    return not number.isdigit(), int(number) if number.isdigit() else 0
+    line = re.search(r":(\d+): ", message)
+    return line is None, int(line[1]) if line else 0
 
 
 def _with_paths(recipe: Recipe, path: Path) -> Recipe:
@@ -422,7 +496,7 @@ def _with_paths(recipe: Recipe, path: Path) -> Recipe:
 
     def absolute(name: str) -> str:
         for folder in (Path.cwd(), path.parent):
-            if (folder / name).exists():
+            if os.path.exists(folder / name):  # unlike Path.exists, it takes names too long for a file as well
                 return os.path.abspath(folder / name)
         return name
 
@@ -432,13 +506,8 @@ def _with_paths(recipe: Recipe, path: Path) -> Recipe:
     update: dict[str, Any] = {"data": data, "output": os.path.abspath(recipe.output or Path("runs") / path.stem)}
     if isinstance(recipe.model, str):
         update["model"] = absolute(recipe.model)
-        if recipe.model.endswith((".yaml", ".yml")) and Path(update["model"]).resolve() == path.resolve():
-            raise UserError(f"{path}: `model` names this recipe itself; name the recipe it starts from")
     if isinstance(recipe.tokenizer, str):
         update["tokenizer"] = absolute(recipe.tokenizer)
     if recipe.template.endswith(".py"):
         update["template"] = absolute(recipe.template)
-    resolved = recipe.model_copy(update=update)
-    if resolved.base is not None and resolved.tokenizer is not None:
-        raise UserError(f"{path}: `tokenizer` cannot be set where `model` is a recipe; that recipe decides it")
-    return resolved
+    return recipe.model_copy(update=update)

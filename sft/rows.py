@@ -1,16 +1,20 @@
 """Files to records: every format that a recipe may name, read one record at a time, with the place of each."""
 
+import codecs
 import csv
 import hashlib
 import importlib.util
+import inspect
 import json
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from sft import UserError
+from sft.fields import shown
 from sft.recipe import Data
 
 Record = tuple[str, dict[str, Any]]
@@ -30,6 +34,10 @@ def read(data: Data, split: str) -> Iterator[Record]:
                 raise UserError(
                     f"{where}: no column `{column}`, which `data.columns.{field}` names; there are {_names(record)}"
                 )
+        if not _encodable(record):
+            raise UserError(
+                f"{where}: holds half a character (a lone surrogate, `\\ud800` to `\\udfff`); mend the text"
+            )
         yield where, record | {field: record[column] for field, column in data.columns.items()}
         count += 1
         if count == data.limit:
@@ -57,6 +65,9 @@ def fingerprint(data: Data, split: str) -> str:
             )
         ).encode()
     )
+    if source.suffix.lower() == ".py":  # it may read other files
+        for _, record in read(data, split):
+            digest.update(repr(record).encode())
     for file in _files(source) if source.exists() else ():
         digest.update(file.name.encode())
         with file.open("rb") as stream:
@@ -70,11 +81,30 @@ def load_python(path: Path) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
-        raise UserError(f"{path}: cannot be loaded: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise UserError(f"{_raised_at(path, error)}: cannot be loaded: {type(error).__name__}: {error}") from error
     return module
+
+
+def _raised_at(path: Path, error: BaseException) -> str:
+    """`file:line` of the last line of a user's file that an exception passed through."""
+    lines = [
+        frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path.absolute())
+    ]
+    return f"{path}:{lines[-1]}" if lines else str(path)
+
+
+def _encodable(value: Any) -> bool:
+    """Whether all texts in it can be written as UTF-8."""
+    if isinstance(value, dict | list):
+        return all(map(_encodable, value.values() if isinstance(value, dict) else value))
+    try:
+        return not isinstance(value, str) or value.isascii() or bool(value.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def _files(path: Path) -> list[Path]:
@@ -87,7 +117,7 @@ def _files(path: Path) -> list[Path]:
 def _read_source(source: str, data: Data, split: str) -> Iterator[Record]:
     path = Path(source)
     if path.is_dir():
-        if (path / "dataset_dict.json").exists() or (path / "dataset_info.json").exists():
+        if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
             yield from _saved_dataset(path, data, split)
             return
         files = [file for file in _files(path) if file.suffix.lower() in READERS]
@@ -95,68 +125,113 @@ def _read_source(source: str, data: Data, split: str) -> Iterator[Record]:
             raise UserError(f"{path}: no data file in this folder; readable are {', '.join(READERS)}")
         for file in files:
             yield from READERS[file.suffix.lower()](file, data)
-    elif path.suffix.lower() == ".py" and path.is_file():
-        yield from _generated(path, data, split)
-    elif path.suffix.lower() in READERS:
-        if not path.is_file():
-            raise UserError(f"{source}: no such file, from {Path.cwd()}; name an existing file in `data.{split}`")
-        yield from READERS[path.suffix.lower()](path, data)
-    elif path.exists():
-        raise UserError(f"{source}: cannot read `{path.suffix}` files; readable are {', '.join(READERS)}")
+    elif path.is_file():
+        if path.suffix.lower() not in READERS | {".py": _generated}:
+            raise UserError(f"{source}: cannot read `{path.suffix}` files; readable are {', '.join(READERS)}, .py")
+        if path.suffix.lower() == ".py":
+            yield from _generated(path, data, split)
+        else:
+            yield from READERS[path.suffix.lower()](path, data)
+    elif path.suffix.lower() in (*READERS, ".py") or source.startswith((".", "/", "~")) or source.count("/") > 1:
+        raise UserError(f"{source}: no such file, from {Path.cwd()}; name an existing file in `data.{split}`")
     else:
         yield from _hub(source, data, split)
 
 
 def _text(path: Path, data: Data) -> Iterator[str]:
     """Lines of a text file without their ends; a byte order mark decides the encoding if there is one."""
-    with path.open("rb") as stream:
-        start = stream.read(4)
-    marks = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
-    encoding = next((name for mark, name in marks.items() if start.startswith(mark)), data.encoding)
-    number = 0
     try:
+        encoding = _encoding(path, data)
         with path.open(encoding=encoding, newline=None) as lines:
             for line in lines:
-                number += 1
                 yield line.rstrip("\n")
     except UnicodeDecodeError:
-        raise UserError(
-            f"{path}: after line {number} it is not {encoding}; it looks like {_guess(path)}: "
-            f"set `data.encoding: {_guess(path)}`, or save it as UTF-8"
-        ) from None
-    except LookupError:
+        number, rest = _undecodable(path, encoding)
+        raise UserError(f"{path}:{number}: not {encoding}; {_advice(_guess(rest))}") from None
+    except (LookupError, ValueError):
         raise UserError(
             f"`data.encoding` is {data.encoding!r}, which Python does not know; for instance gb18030"
         ) from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def _guess(path: Path) -> str:
-    """The encoding that the start of the file looks like."""
+MARKS = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF8: "utf-8-sig",
+         codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}  # fmt: skip
+
+
+def _encoding(path: Path, data: Data) -> str:
+    """What a byte order mark tells, else `data.encoding`. UTF-16 without a mark would pass as UTF-8 full of NULs."""
+    with path.open("rb") as stream:
+        start = stream.read(4)
+    marked = next((name for mark, name in MARKS.items() if start.startswith(mark)), None)
+    if not marked and 0 in start[:2] and not codecs.lookup(data.encoding).name.startswith(("utf-16", "utf-32")):
+        raise UserError(f"{path}:1: not {data.encoding}; {_advice(_guess(start))}")
+    return marked or data.encoding
+
+
+def _undecodable(path: Path, encoding: str) -> tuple[int, bytes]:
+    """Number of the first line that is not in the encoding, and the bytes from there on that a guess needs.
+
+    (Reading decodes a file in pieces of many lines, so that its error comes early.)
+    """
+    decoder, number = codecs.getincrementaldecoder(encoding)(), 1
+    with path.open("rb") as stream:
+        for line in stream:
+            try:
+                number += decoder.decode(line).count("\n")
+            except UnicodeDecodeError:
+                return number, line + stream.read(200_000)
+    return number, b""
+
+
+COMMON = ["utf_8", "gb18030", "big5", "cp932", "euc_jp", "cp949", "cp1252", "cp1250", "cp1251", "koi8_r", "cp1253",
+          "cp1254", "cp1255", "cp1256"]  # fmt: skip
+"""Encodings that files really come in, the more usual first: of those for one alphabet several fit most texts."""
+
+
+def _guess(text: bytes) -> str | None:
     from charset_normalizer import from_bytes
 
-    with path.open("rb") as stream:
-        best = from_bytes(stream.read(200_000)).best()
-    return best.encoding if best else "latin-1"
+    if 0 in text[:4]:
+        return "utf-16-be" if text[0] == 0 else "utf-16-le"
+    fits = [
+        (match.chaos, -match.coherence, COMMON.index(name), name)
+        for match in from_bytes(text, cp_isolation=COMMON)
+        for name in match.could_be_from_charset
+    ]
+    return min(fits)[-1] if fits else None
+
+
+def _advice(guess: str | None) -> str:
+    return f"it looks like {guess}: set `data.encoding: {guess}`, or save it as UTF-8" if guess else "save it as UTF-8"
 
 
 def _jsonl(path: Path, data: Data) -> Iterator[Record]:
     for number, line in enumerate(_text(path, data), 1):
         if line.strip():
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(
-                    f"{path}:{number}: broken JSON at column {error.colno}: {error.msg}; each line is one whole {{...}}"
-                ) from None
+            record = _parse(line, path, number, "; each line is one whole {...}")
             yield f"{path}:{number}", _mapping(record, f"{path}:{number}")
 
 
-def _json(path: Path, data: Data) -> Iterator[Record]:
+def _parse(text: str, path: Path, first: int, hint: str) -> Any:
+    """JSON that begins in line `first` of the file."""
     try:
-        content = json.loads("\n".join(_text(path, data)))
+        return json.loads(text)
     except json.JSONDecodeError as error:
-        hint = "; it looks like one object a line: name it .jsonl" if error.msg == "Extra data" else ""
-        raise UserError(f"{path}:{error.lineno}: broken JSON at column {error.colno}: {error.msg}{hint}") from None
+        at = f"{path}:{first + error.lineno - 1}"
+        raise UserError(f"{at}: broken JSON at column {error.colno}: {error.msg}{hint}") from None
+    except (RecursionError, ValueError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else "a number of thousands of digits"
+        raise UserError(f"{path}:{first}: broken JSON: {reason}{hint}") from None
+
+
+def _json(path: Path, data: Data) -> Iterator[Record]:
+    text = "\n".join(_text(path, data))
+    if not text.strip():
+        return
+    lines = text.count("\n{") and not text.lstrip().startswith("[")
+    content = _parse(text, path, 1, "; it looks like one object a line: name it .jsonl" if lines else "")
     if isinstance(content, dict):
         lists = [value for value in content.values() if isinstance(value, list)]
         if len(lists) != 1:
@@ -170,7 +245,7 @@ def _json(path: Path, data: Data) -> Iterator[Record]:
 
 def _mapping(record: Any, where: str) -> dict[str, Any]:
     if not isinstance(record, dict):
-        raise UserError(f"{where}: a record is an object {{...}}, this is a {type(record).__name__}")
+        raise UserError(f"{where}: a record is an object {{...}}, this is {shown(record)}")
     return record
 
 
@@ -178,10 +253,18 @@ def _table(path: Path, data: Data) -> Iterator[Record]:
     csv.field_size_limit(sys.maxsize)
     lines = (line + "\n" for line in _text(path, data))
     reader = csv.reader(lines, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
+    start = 1
     try:
-        header = next(reader, [])
+        header = next((values for values in reader if values), [])
         if len(set(header)) < len(header):
-            raise UserError(f"{path}:1: two columns have the same name; columns are {', '.join(header)}")
+            raise UserError(
+                f"{path}:{reader.line_num}: two columns have the same name; columns are {', '.join(header)}"
+            )
+        if len(header) == 1 and (";" in header[0] or "\t" in header[0]):
+            raise UserError(
+                f"{path}:{reader.line_num}: one column, `{header[0]}`; separate columns with commas, "
+                "or with tabs in a .tsv file"
+            )
         start = reader.line_num + 1
         for values in reader:
             where, start = f"{path}:{start}", reader.line_num + 1
@@ -193,7 +276,7 @@ def _table(path: Path, data: Data) -> Iterator[Record]:
             if values:
                 yield where, dict(zip(header, values, strict=True))
     except csv.Error as error:
-        raise UserError(f"{path}:{reader.line_num}: broken {path.suffix[1:]}: {error}; check the quotes") from None
+        raise UserError(f"{path}:{start}: broken {path.suffix[1:]}: {error}; check the quotes of this row") from None
 
 
 def _plain(path: Path, data: Data) -> Iterator[Record]:
@@ -224,8 +307,8 @@ def _parquet(path: Path, data: Data) -> Iterator[Record]:
             for record in batch.to_pylist():
                 number += 1
                 yield f"{path}: row {number}", record
-    except pyarrow.ArrowInvalid as error:
-        raise UserError(f"{path}: not a readable Parquet file: {error}") from None
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{path}: not a readable Parquet file: {str(error).splitlines()[0]}; write it again") from None
 
 
 READERS: dict[str, Callable[[Path, Data], Iterator[Record]]] = {
@@ -235,20 +318,32 @@ READERS: dict[str, Callable[[Path, Data], Iterator[Record]]] = {
 
 def _generated(path: Path, data: Data, split: str) -> Iterator[Record]:
     rows = getattr(load_python(path), "rows", None)
-    if rows is None:
+    if not callable(rows):
         raise UserError(f"{path}: a data file in Python has a function `rows(split, **options)`")
+    try:
+        inspect.signature(rows).bind(split=split, **data.options)
+    except TypeError as error:
+        raise UserError(
+            f"{path}: rows{inspect.signature(rows)} does not take `data.options` {data.options}: {error}"
+        ) from None
     try:
         for number, record in enumerate(rows(split=split, **data.options), 1):
             yield f"{path}: row {number}", _mapping(record, f"{path}: row {number}")
-    except TypeError as error:
-        raise UserError(f"{path}: rows(split={split!r}, **{data.options}): {error}; see `data.options`") from error
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise UserError(f"{_raised_at(path, error)}: rows() failed: {type(error).__name__}: {error}") from error
 
 
 def _saved_dataset(path: Path, data: Data, split: str) -> Iterator[Record]:
     """A folder that `datasets` wrote with `save_to_disk`."""
     import datasets
 
-    loaded = datasets.load_from_disk(str(path))
+    try:
+        loaded = datasets.load_from_disk(str(path))
+    except Exception as error:  # pyarrow's, json's and its own
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{path}: not a whole folder of `save_to_disk`: {reason}; save it again") from error
     if isinstance(loaded, datasets.DatasetDict):
         name = data.train_split if split == "train" else data.test_split
         if name not in loaded:

@@ -20,15 +20,15 @@ def claim(recipe: Recipe, tokens: str) -> None:
     """
     mine = {"recipe": _trains(recipe), "tokens": tokens, "base": _base(recipe)}
     file = recipe.folder / "run.json"
+    if file.is_file() and (theirs := read_json(file)) == mine:
+        return
     if file.is_file():
-        theirs = read_json(file)
-        if theirs != mine:
+        if recipe.trained.exists() or [*recipe.folder.glob("checkpoints/*/whole.json")]:
             raise UserError(
                 f"{recipe.folder}: holds another run ({_difference(theirs, mine)}); name another folder "
                 "with output=..., or delete this one"
             )
-        return
-    if recipe.folder.is_dir() and any(recipe.folder.iterdir()):
+    elif recipe.folder.is_dir() and any(recipe.folder.iterdir()):
         raise UserError(f"{recipe.folder}: is not empty and holds no run; name another folder with output=...")
     recipe.folder.mkdir(parents=True, exist_ok=True)
     write_text(recipe.folder / "recipe.yaml", dump(recipe))
@@ -85,9 +85,11 @@ def _trains(recipe: Recipe) -> dict[str, Any]:
 
 def _base(recipe: Recipe) -> str:
     """Names and sizes of a local base model's files, so that another model under the same name is noticed."""
-    folder = recipe.base.trained if recipe.base else Path(str(recipe.model))
+    if isinstance(recipe.model, dict):
+        return "from scratch"
+    folder = recipe.base.trained if recipe.base else Path(recipe.model)
     if not folder.is_dir():
-        return str(recipe.model)
+        return recipe.model
     files = sorted((file.name, file.stat().st_size) for file in folder.iterdir() if file.is_file())
     return hashlib.sha256(repr(files).encode()).hexdigest()[:16]
 

@@ -10,6 +10,7 @@ from typing import Any
 import data_templates
 from data_templates import Row, Segment, Template
 from sft import UserError
+from sft.fields import shown
 from sft.recipe import Recipe
 from sft.rows import load_python
 
@@ -33,7 +34,7 @@ def template_file(recipe: Recipe) -> Path:
         near = difflib.get_close_matches(recipe.template, template_names(), n=1)
         raise UserError(
             f"unknown template `{recipe.template}`; "
-            + (f"did you mean `{near[0]}`?" if near else f"there are {', '.join(template_names())}")
+            + (f"did you mean `{near[0]}`?" if near else f"there are {', '.join(template_names())}.")
             + " Your own is named by its path: template=my_template.py"
         )
     return Path(data_templates.__file__).parent / f"{recipe.template}.py"
@@ -45,7 +46,7 @@ def load_template(recipe: Recipe) -> Template:
     own = recipe.template.endswith(".py")
     module = load_python(file) if own else importlib.import_module(f"data_templates.{recipe.template}")
     make = getattr(module, "template", None)
-    if make is None:
+    if not callable(make):
         raise UserError(f"{file}: a template file has a function `template(...)` that returns a Template")
     known = inspect.signature(make).parameters
     for option in recipe.template_options:
@@ -58,6 +59,8 @@ def load_template(recipe: Recipe) -> Template:
         template = make(**recipe.template_options)
     except (TypeError, ValueError) as error:
         raise UserError(f"{file}: `template_options`: {error}") from error
+    except Exception as error:
+        raise UserError(f"{file}: template() failed: {type(error).__name__}: {error}") from error
     if not isinstance(template, Template):
         raise UserError(f"{file}: `template()` returns a {type(template).__name__}, not a data_templates.Template")
     return template
@@ -65,39 +68,43 @@ def load_template(recipe: Recipe) -> Template:
 
 def samples(template: Template, record: Row, where: str) -> Sequence[Row]:
     """The rows of a record."""
-    return list(_call(template.samples, record, where))
+    return _call(lambda record: list(template.samples(record)), record, where)
 
 
 def keys(template: Template, record: Row, where: str) -> list[str]:
     """What ties a record to others on its side of the split."""
-    return list(_call(template.keys, record, where))
+    return _call(lambda record: list(template.keys(record)), record, where)
 
 
 def read_prompt(template: Template, row: Row, where: str) -> str:
     """The prompt of a row, which may lack what only the output is made of."""
     prompt = _call(template.prompt, row, where)
     if not isinstance(prompt, str):
-        raise UserError(f"{where}: the prompt is a {type(prompt).__name__}, not text; see `data.columns`")
+        raise UserError(f"{where}: the prompt is {shown(prompt)}, not text; see `data.columns`")
     return prompt
 
 
 def read_sample(template: Template, row: Row, where: str) -> tuple[str, list[Segment]]:
     """Prompt and output of a row; an output is never empty."""
     for field in template.fields:
-        if row.get(field) is None:
-            have = ", ".join(f"`{name}`" for name in row if row[name] is not None)
+        if field in row and row[field] is None:
+            raise UserError(f"{where}: `{field}` is null; fill it in or remove the row")
+        if field not in row:
+            have = ", ".join(f"`{name}`" for name in row)
             raise UserError(
                 f"{where}: no column `{field}`; there are {have or 'none'}: name the right one in the "
                 f"recipe, `data: {{columns: {{{field}: ...}}}}`"
             )
     prompt = read_prompt(template, row, where)
     completion = _call(template.completion, row, where)
-    segments = [Segment("output", completion)] if isinstance(completion, str) else list(completion)
-    if not all(isinstance(segment, Segment) and isinstance(segment.text, str) for segment in segments):
-        raise UserError(f"{where}: the output is not text; a template's `completion` returns text or Segments")
+    segments = [Segment("output", completion)] if isinstance(completion, str) else completion
+    if not isinstance(segments, Sequence) or not all(
+        isinstance(segment, Segment) and isinstance(segment.text, str) for segment in segments
+    ):
+        raise UserError(f"{where}: the output is {shown(completion)}, not text; `completion` returns text or Segments")
     if not any(segment.text.strip() and segment.weight for segment in segments):
         raise UserError(f"{where}: the output is empty, there is nothing to learn; fill it in or remove the row")
-    return prompt, segments
+    return prompt, list(segments)
 
 
 def _call(function: Any, row: Row, where: str) -> Any:

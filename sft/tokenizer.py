@@ -79,8 +79,11 @@ def _try_out(tokenizer: "PreTrainedTokenizerFast", name: str) -> None:
 
 
 def _train(recipe: Recipe, new: NewTokenizer) -> Path:
-    """Train a byte-level BPE on the training rows, once for each content of the data; return its folder."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    """Train a byte-level BPE on the training rows, once for each content of the data; return its folder.
+
+    One token ends every text, begins every text, and pads.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
     folder = recipe.folder.parent / ".tokens" / f"tokenizer-{fingerprint(recipe.data, 'train')[:16]}-{new.vocab_size}"
@@ -96,6 +99,8 @@ def _train(recipe: Recipe, new: NewTokenizer) -> Path:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
     bpe.train_from_iterator(_texts(recipe), trainer)
+    end = (END, bpe.token_to_id(END))
+    bpe.post_processor = processors.TemplateProcessing(single=f"{END} $A", special_tokens=[end])
     part = folder.with_name(f"{folder.name}.{os.getpid()}.part")
     PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=END, eos_token=END, pad_token=END).save_pretrained(part)
     if folder.is_dir():

@@ -42,11 +42,11 @@ def train(recipe: Recipe) -> Path:
     with PartialState().main_process_first():
         tokenizer = load_tokenizer(recipe)
         tokens = prepare(recipe, tokenizer)
+        refuse(recipe, tokens)
         claim(recipe, tokens.key)
     if finished(recipe):
         say(f"{recipe.trained}: trained already; delete {recipe.folder} to train again")
         return recipe.trained
-    refuse(recipe, tokens)
     codec = Codec(tokenizer, recipe.prompt_format)
     for side, counts in tokens.counts.items():
         say(counts_line(side, counts))

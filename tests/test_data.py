@@ -126,8 +126,9 @@ def test_what_is_shown_joins_to_the_whole_row(prepared: tuple[Recipe, Codec, Tok
 def test_a_pad_token_equal_to_the_end_token_never_masks_the_end(
     tmp_path: Path, gpt2_like: Path, write_recipe: Callable[..., Path]
 ) -> None:
-    from sft.train import WeightedCollator
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+    from sft.train import WeightedCollator
 
     _, codec, tokens = tokens_of(write_recipe(tmp_path, model=str(gpt2_like)))
     end = codec.end[0]
@@ -257,7 +258,7 @@ def test_damaged_texts_are_counted_with_their_first_row(
     recipe, _, tokens = tokens_of(write_recipe(tmp_path, rows=rows, model=str(gpt2_like)))
     assert sum(sum(c.suspicious.values()) for c in tokens.counts.values()) == 3
     (problem,) = problems(recipe, tokens)
-    assert problem.startswith("3 of 20 texts look damaged (15.0%, allowed are 1.0%; the first: ")
+    assert problem.startswith("3 of 20 texts look damaged (15.00%, allowed are 1.00%; the first: ")
     assert "check.max_suspicious=0.15" in problem
     assert not problems(load(tmp_path / "recipe.yaml", ["check.max_suspicious=0.15"]), tokens)
 

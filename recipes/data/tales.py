@@ -583,14 +583,13 @@ def cast(rng: random.Random, split: str) -> dict[str, str]:
     name, place = draw(rng, NAMES), draw(rng, PLACES)
     while held_out(name, place) != (split == "test"):
         name, place = draw(rng, NAMES), draw(rng, PLACES)
-    friend = draw(rng, [other for other in NAMES if other != name])
+    friend, *others = several(rng, [other for other in NAMES if other != name], 5)
     home = draw(rng, [other for other in PLACES if other != place])
     looks, nouns = draw(rng, WARES)
     look, noun, pot, beast = draw(rng, looks), draw(rng, nouns), draw(rng, POTS), draw(rng, BEASTS)
     trade, (maker, work) = draw(rng, TRADES), draw(rng, CRAFTS)
-    folk = listed([draw(rng, NAMES) for _ in range(4)])
     goods = listed([a(f"{draw(rng, looks)} {draw(rng, nouns)}") for looks, nouns in WARES])
-    (question, answer, guess), (question2, answer2, _) = draw(rng, RIDDLES), draw(rng, RIDDLES)
+    (question, answer, guess), (question2, answer2, _) = several(rng, RIDDLES, 2)
     he, his, him = ("she", "her", "her") if name in GIRLS else ("he", "his", "him")
     fhe, fhis, fhim = ("she", "her", "her") if friend in GIRLS else ("he", "his", "him")
     animal = beast.split()[-1]
@@ -604,7 +603,7 @@ def cast(rng: random.Random, split: str) -> dict[str, str]:
         "pot": pot, "a_pot": a(pot), "work": work, "a_work": a(work),
         "trade": trade, "a_trade": a(trade), "maker": maker, "a_maker": a(maker),
         "question": question, "answer": answer, "guess": guess, "question2": question2, "answer2": answer2,
-        "folk": folk, "goods": goods, "Goods": goods.capitalize(),
+        "folk": listed(others), "goods": goods, "Goods": goods.capitalize(),
         "a_patient": a(draw(rng, PATIENT)), "a_hasty": a(draw(rng, HASTY)),
     }  # fmt: skip
 
@@ -615,6 +614,12 @@ def tell(rng: random.Random, plot: Sequence[Sentence], told: dict[str, str]) -> 
 
 def draw(rng: random.Random, items: Sequence[Item]) -> Item:
     return items[int(rng.random() * len(items))]
+
+
+def several(rng: random.Random, items: Sequence[Item], count: int) -> list[Item]:
+    """`count` of the items, each at most once."""
+    left = list(items)
+    return [left.pop(int(rng.random() * len(left))) for _ in range(count)]
 
 
 def listed(items: Sequence[str]) -> str:

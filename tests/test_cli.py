@@ -1,0 +1,233 @@
+"""Bad input ends in one message and exit status 2, with no traceback and nothing half-written."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sft.cli import main
+
+GOOD = {"prompt": "Mira went to the well.", "output": "She found a key."}
+
+
+def train(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """`sft train recipe.yaml ...` in the folder, as a user runs it."""
+    return subprocess.run(
+        [sys.executable, "-m", "sft", "train", "recipe.yaml", *arguments],
+        cwd=folder,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def contents(folder: Path) -> dict[str, int]:
+    """Every file below a folder and when it was last written."""
+    return {str(p.relative_to(folder)): p.stat().st_mtime_ns for p in sorted(folder.rglob("*"))}
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A recipe of the fixture `write_recipe` with something wrong in it, and what is said about it."""
+
+    said: str
+    """A part of the message. DIR is the folder of the recipe."""
+    arguments: tuple[str, ...] = ()
+    changes: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, bytes | str] = field(default_factory=dict)
+
+
+def rows(*wrong: Any) -> str:
+    return "".join(json.dumps(row) + "\n" for row in [GOOD, *wrong])
+
+
+CASES = {
+    "unknown key": Mistake(
+        "DIR/recipe.yaml:14: unknown key `modle`; did you mean `model`?".replace("DIR/", ""), changes={"modle": "x"}
+    ),
+    "wrong type": Mistake("trainer.max_steps=ten: `trainer.max_steps` is 'ten'; it takes a", ("trainer.max_steps=ten",)),
+    "key of another tool": Mistake("cutoff_len=5: unknown key `cutoff_len`; here it is", ("cutoff_len=5",)),
+    "unknown quantization": Mistake("`quantization` is '3bit'; write one of 'none', '4bit'", ("quantization=3bit",)),
+    "missing recipe base": Mistake("`model` cannot be read:\ngone.yaml: no such recipe", ("model=gone.yaml",)),
+    "value that trl refuses": Mistake("`trainer:` is not accepted by trl.SFTConfig: ", ("trainer.lr_scheduler_type=cosin",)),
+    "missing file": Mistake("gone.jsonl: no such file, from DIR; name an existing file", ("data.train=gone.jsonl",)),
+    "missing column": Mistake(
+        "DIR/rows.jsonl:1: no column `question`, which `data.columns.prompt` names; there are `prompt`, `output`",
+        ("data.columns.prompt=question",),
+    ),
+    "column that the template needs": Mistake(
+        "DIR/rows.jsonl:2: no column `output`; there are `prompt`, `answer`: name the right one in the recipe",
+        files={"rows.jsonl": rows({"prompt": "a", "answer": "b"})},
+    ),
+    "empty output": Mistake(
+        "DIR/rows.jsonl:2: the output is empty, there is nothing to learn; fill it in or remove the row",
+        files={"rows.jsonl": rows({"prompt": "a", "output": " "})},
+    ),
+    "output that is a number": Mistake(
+        "DIR/rows.jsonl:2: the output is 5, not text", files={"rows.jsonl": rows({"prompt": "a", "output": 5})}
+    ),
+    "half a character": Mistake(
+        "DIR/rows.jsonl:2: holds half a character", files={"rows.jsonl": rows({"prompt": "a\ud800", "output": "b"})}
+    ),
+    "not utf-8": Mistake(
+        "DIR/rows.jsonl:2: not utf-8; it looks like gb18030: set `data.encoding: gb18030`",
+        files={"rows.jsonl": rows().encode() + '{"prompt": "从前有座山", "output": "山上有座庙"}\n'.encode("gb18030")},
+    ),
+    "broken JSON line": Mistake(
+        "DIR/rows.jsonl:2: broken JSON at column 14: ", files={"rows.jsonl": rows() + '{"prompt": "a\n'}
+    ),
+    "empty data": Mistake("DIR/rows.jsonl: no records in it", files={"rows.jsonl": ""}),
+    "one row": Mistake("DIR/rows.jsonl: ", files={"rows.jsonl": rows()}),
+    "every row too long": Mistake("raise `trainer.max_length` or shorten the outputs", ("trainer.max_length=4",)),
+    "row too long": Mistake("DIR/rows.jsonl:", ("trainer.max_length=40", "data.overflow=error")),
+    "unknown template": Mistake("unknown template `stroy`; did you mean `story`?", ("template=stroy",)),
+    "template that raises": Mistake(
+        "DIR/rows.jsonl:1: the template cannot read this row: ZeroDivisionError",
+        ("template=my.py",),
+        files={
+            "my.py": "from data_templates import Template\ndef template():\n"
+            "    return Template(fields={}, prompt=lambda row: 1 / 0, completion=str)\n"
+        },
+    ),
+    "unknown model folder": Mistake("./gone: no such folder; `model` is a local folder", ("model=./gone",)),
+    "model folder without a model": Mistake("DIR/empty: cannot load the tokenizer of this folder", ("model=empty",)),
+    "model that cannot be reached": Mistake("put the model into a folder and name that: model=path", ("model=some/one",)),
+    "output that is a file": Mistake("DIR/rows.jsonl", ("output=rows.jsonl",)),
+    "output below a file": Mistake("DIR/rows.jsonl", ("output=rows.jsonl/run",)),
+    "output that holds something else": Mistake("is not empty and holds no run; name another folder", ("output=empty/..",)),
+    "layer that the model does not have": Mistake(
+        "`lora.target_modules` names `q_proj`, which this model does not have; there are ",
+        ("lora.target_modules=[q_proj]",),
+    ),
+    "max_length past the positions": Mistake("has 256 positions; write trainer.max_length=256", ("trainer.max_length=512",)),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def done(
+    tmp_path_factory: pytest.TempPathFactory, gpt2_like: Path, tiny_model: Callable[..., Path], write_recipe: Any
+) -> dict[str, Any]:
+    """Case -> its folder, what was in it before, and its finished process."""
+    model = tiny_model(tmp_path_factory.mktemp("model"), gpt2_like)
+
+    def run(name: str) -> Any:
+        case, folder = CASES[name], tmp_path_factory.mktemp("case").resolve()
+        write_recipe(folder, **({"model": str(model)} | case.changes))
+        (folder / "empty").mkdir()
+        for file, content in case.files.items():
+            (folder / file).write_bytes(content if isinstance(content, bytes) else content.encode())
+        before = contents(folder)
+        return folder, before, train(folder, *case.arguments)
+
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(CASES, pool.map(run, CASES), strict=True))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bad_input_ends_in_one_message_and_exit_status_2(done: dict[str, Any], name: str) -> None:
+    folder, _, process = done[name]
+    assert process.returncode == 2, process.stderr
+    assert "Traceback" not in process.stderr
+    assert process.stderr.count("sft: ") == 1
+    message = process.stderr[process.stderr.index("sft: ") :]
+    assert CASES[name].said.replace("DIR", str(folder)) in message
+    assert len(message.splitlines()) <= (2 if name == "missing recipe base" else 1), message
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bad_input_leaves_nothing_half_written(done: dict[str, Any], name: str) -> None:
+    folder, before, _ = done[name]
+    after = contents(folder)
+    assert {file: after[file] for file in before if file != "runs"}.keys() == {*before} - {"runs"}
+    new = sorted(set(after) - set(before))
+    assert not [file for file in new if ".part" in file], new
+    assert not [file for file in new if file.startswith("runs/run/") and "adapter" in file], new
+    whole = {"train.arrow", "test.arrow", "counts.json"}
+    for tokens in (folder / "runs" / ".tokens").glob("*"):
+        assert whole <= {file.name for file in tokens.iterdir()}, "tokens in the cache are whole"
+    late = {"layer that the model does not have", "max_length past the positions"}
+    if name not in late:  # those are found once the run's folder is claimed, which may then be claimed again
+        assert not (folder / "runs" / "run").exists()
+
+
+def test_output_that_holds_another_run_is_left_as_it_is(
+    tmp_path: Path, gpt2_like: Path, tiny_model: Callable[..., Path], write_recipe: Any
+) -> None:
+    model = tiny_model(tmp_path / "model", gpt2_like)
+    write_recipe(tmp_path, model=str(model))
+    first = train(tmp_path, "trainer.max_steps=1")
+    assert first.returncode == 0, first.stderr
+    before = contents(tmp_path / "runs" / "run")
+    assert any("adapter_model.safetensors" in file for file in before)
+    other = train(tmp_path, "trainer.max_steps=2")
+    assert other.returncode == 2
+    assert "Traceback" not in other.stderr
+    message = other.stderr[other.stderr.index("sft: ") :]
+    assert "runs/run: holds another run (" in message
+    assert "`trainer.max_steps` was 1, now 2" in message
+    assert "name another folder with output=..., or delete this one" in message
+    assert contents(tmp_path / "runs" / "run") == before
+    (tmp_path / "rows.jsonl").write_text((tmp_path / "rows.jsonl").read_text("utf-8").replace("kept", "hid"), "utf-8")
+    edited = train(tmp_path, "trainer.max_steps=1")
+    assert edited.returncode == 2
+    assert "holds another run (made from other data" in edited.stderr
+    assert contents(tmp_path / "runs" / "run") == before
+
+
+def test_unreadable_file_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str], write_recipe: Any) -> None:
+    recipe = write_recipe(tmp_path)
+    recipe.chmod(0)
+    if os.access(recipe, os.R_OK):
+        pytest.skip("the superuser reads every file")
+    assert main(["bases", str(recipe)]) == 2
+    assert capsys.readouterr().err == f"sft: {recipe}: cannot be read: Permission denied\n"
+
+
+def test_name_too_long_for_a_file_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bases", str(tmp_path / ("x" * 300))]) == 2
+    assert capsys.readouterr().err.endswith("File name too long\n")
+
+
+def test_command_line_without_or_with_a_wrong_command_says_how_it_goes() -> None:
+    for arguments in ([], ["trian", "x.yaml"], ["train"], ["train", "x.yaml", "--fast"]):
+        process = subprocess.run([sys.executable, "-m", "sft", *arguments], capture_output=True, text=True)
+        assert process.returncode == 2
+        assert process.stderr.startswith("usage: sft")
+        assert "Traceback" not in process.stderr
+
+
+def test_output_into_a_closed_pipe_ends_in_silence() -> None:
+    process = subprocess.Popen([sys.executable, "-m", "sft", "schema"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert process.wait() == 141
+    assert process.stderr.read() == b""
+
+
+def test_module_and_console_script_are_the_same() -> None:
+    script = Path(sys.executable).with_name("sft")
+    if not script.is_file():
+        pytest.skip("the package is not installed")
+    helps = [
+        subprocess.run([*command, "--help"], capture_output=True, text=True, check=True).stdout
+        for command in ([str(script)], [sys.executable, "-m", "sft"])
+    ]
+    assert helps[0] == helps[1]
+    for command in ("train", "eval", "report", "generate", "schema", "templates"):
+        assert f" {command} " in helps[0]
+
+
+def test_templates_are_listed_with_their_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["templates"]) == 0
+    out = capsys.readouterr().out
+    assert "story: " in out
+    assert '{"prompt": "Mira the miller' in out

@@ -1,0 +1,468 @@
+"""Every format gives the same records, and a mistake in a file is told with its place and what to write."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_templates import Row, Segment, Template
+from sft import UserError
+from sft.recipe import Data, Recipe
+from sft.rows import fingerprint, read
+from sft.template import keys, load_template, read_sample, samples, template_names
+
+ROWS = [
+    {"prompt": "Es war einmal", "output": 'ein "König", der\nsang.'},
+    {"prompt": "从前", "output": "有座山，\tcalled  hill "},
+]
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def records(train: str, split: str = "train", **settings: Any) -> list[dict[str, Any]]:
+    return [record for _, record in read(Data(train=train, **settings), split)]
+
+
+def places(train: str, **settings: Any) -> list[str]:
+    return [where for where, _ in read(Data(train=train, **settings), "train")]
+
+
+def message(train: str, content: str | bytes | None = None, split: str = "train", **settings: Any) -> str:
+    """What is said about a file with that content."""
+    if content is not None:
+        Path(train).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError) as error:
+        records(train, split, **settings)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def jsonl(rows: list[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def delimited(rows: list[dict[str, str]], separator: str) -> str:
+    def quoted(value: str) -> str:
+        return '"' + value.replace('"', '""') + '"'
+
+    return separator.join(rows[0]) + "\n" + "".join(separator.join(map(quoted, r.values())) + "\n" for r in rows)
+
+
+def write(name: str) -> str:
+    """ROWS in the format of the name."""
+    if name.endswith(".parquet"):
+        import pyarrow
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), name)
+    elif name in ("saved", "saved_dict"):
+        from datasets import Dataset, DatasetDict
+
+        rows = Dataset.from_list(ROWS)
+        (rows if name == "saved" else DatasetDict({"train": rows, "test": rows.select([1])})).save_to_disk(name)
+    elif name == "folder":
+        Path("folder/inner").mkdir(parents=True)
+        Path("folder/b.jsonl").write_text(jsonl(ROWS[1:]), "utf-8")
+        Path("folder/a.csv").write_text(delimited(ROWS[:1], ","), "utf-8")
+        Path("folder/inner/.hidden.jsonl").write_text("broken", "utf-8")
+        Path("folder/notes.md").write_text("not data", "utf-8")
+    else:
+        text = {
+            "jsonl": jsonl(ROWS),
+            "json": json.dumps(ROWS, indent=1),
+            "csv": delimited(ROWS, ","),
+            "tsv": delimited(ROWS, "\t"),
+            "py": f"def rows(split):\n    yield from {ROWS!r}\n",
+        }[name.rsplit(".", 1)[1].lower()]
+        Path(name).write_text(text, "utf-8")
+    return name
+
+
+NAMES = ["a.jsonl", "a.json", "a.csv", "a.tsv", "a.parquet", "a.py", "a.CSV", "folder", "saved", "saved_dict"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_format_gives_the_same_records(name: str) -> None:
+    assert records(write(name)) == ROWS
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_columns_are_renamed_in_every_format(name: str) -> None:
+    found = records(write(name), columns={"prompt": "output", "output": "prompt", "more": "prompt"})
+    assert [(row["prompt"], row["output"], row["more"]) for row in found] == [
+        (row["output"], row["prompt"], row["prompt"]) for row in ROWS
+    ]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_missing_column_lists_those_there_are(name: str) -> None:
+    said = message(write(name), columns={"prompt": "question"})
+    assert said.endswith(" no column `question`, which `data.columns.prompt` names; there are `prompt`, `output`")
+    place = {
+        "folder": "folder/a.csv:2",
+        "a.jsonl": "a.jsonl:1",
+        "a.csv": "a.csv:2",
+        "a.CSV": "a.CSV:2",
+        "a.tsv": "a.tsv:2",
+    }
+    assert said.startswith((place.get(name, f"{name}: row 1: "), f"{name}: record 1: "))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_limit_takes_the_first_records(name: str) -> None:
+    assert records(write(name), limit=1) == ROWS[:1]
+
+
+def test_held_out_rows_come_from_their_own_file_and_split() -> None:
+    assert records(write("a.jsonl"), "test") == ROWS
+    assert records("a.jsonl", "test", test=write("saved_dict")) == ROWS[1:]
+    assert records(write("b.py").replace("b.py", "a.jsonl"), "test", test="b.py") == ROWS
+
+
+def test_data_in_python_is_given_its_split_and_options() -> None:
+    Path("a.py").write_text("def rows(split, times=1):\n    return [{'text': split}] * times\n")
+    assert records("a.py", options={"times": 2}) == [{"text": "train"}] * 2
+    assert records("a.py", "test", test="a.py", test_split="x") == [{"text": "test"}]
+
+
+def test_data_in_python_may_hold_dataclasses() -> None:
+    Path("a.py").write_text(
+        "from __future__ import annotations\nfrom dataclasses import asdict, dataclass\n"
+        "@dataclass\nclass R:\n    text: str\ndef rows(split):\n    yield asdict(R('a'))\n"
+    )
+    assert records("a.py") == [{"text": "a"}]
+
+
+# ---- plain text
+
+
+def test_text_is_read_by_line_paragraph_or_file() -> None:
+    Path("a.txt").write_text("one\n  two \n\n \nthree\nfour")
+    assert records("a.txt") == [{"text": t} for t in ("one", "  two ", "three", "four")]
+    assert places("a.txt") == ["a.txt:1", "a.txt:2", "a.txt:5", "a.txt:6"]
+    assert records("a.txt", record="paragraph") == [{"text": "one\n  two "}, {"text": "three\nfour"}]
+    assert places("a.txt", record="paragraph") == ["a.txt:1", "a.txt:5"]
+    assert records("a.txt", record="file") == [{"text": "one\n  two \n\n \nthree\nfour"}]
+
+
+# ---- encodings
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.tsv"])
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_byte_order_mark_is_read_as_what_it_is(name: str, encoding: str) -> None:
+    text = Path(write(name)).read_text("utf-8")
+    Path(name).write_bytes(text.encode(encoding))
+    assert records(name) == ROWS
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.tsv"])
+def test_crlf_is_read_as_it_should_be(name: str) -> None:
+    Path(name).write_bytes(Path(write(name)).read_bytes().replace(b"\n", b"\r\n"))
+    assert records(name) == ROWS
+
+
+def test_crlf_and_byte_order_mark_leave_no_trace_in_text() -> None:
+    Path("a.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\r\n\r\nthree\r\n")
+    assert records("a.txt", record="paragraph") == [{"text": "one\ntwo"}, {"text": "three"}]
+
+
+def test_line_separators_of_unicode_end_no_line() -> None:
+    row = {"prompt": "a\u2028b\u0085c", "output": "d\u2029e\x1cf\x0bg"}
+    Path("a.jsonl").write_text(json.dumps(row, ensure_ascii=False), "utf-8")
+    Path("a.txt").write_text(row["prompt"], "utf-8")
+    assert records("a.jsonl") == [row]
+    assert records("a.txt") == [{"text": row["prompt"]}]
+
+
+TOLD = {
+    "gb18030": ("从前有座山，山上有座庙，庙里有个老和尚", "gbk"),
+    "big5": ("從前有座山，山上有座廟，廟裡有個老和尚在講故事", "big5"),
+    "cp932": ("むかしむかしあるところに、おじいさんがいました", "shift_jis"),
+    "cp949": ("옛날 옛적에 호랑이가 살았습니다", "euc_kr"),
+    "cp1251": ("Жил-был старик со старухой у самого синего моря", "cp1251"),
+    "cp1252": ("Le garçon déçu a mangé une crêpe à Nîmes", "latin-1"),
+    "cp1250": ("Zażółć gęślą jaźń, powiedział żółw", "cp1250"),
+    "utf-16-le": ("A plain story without a mark", "utf-16-le"),
+    "utf-16-be": ("A plain story without a mark", "utf-16-be"),
+}
+
+
+@pytest.mark.parametrize("encoding", TOLD)
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.txt"])
+def test_file_that_is_not_utf_8_says_what_it_looks_like_and_the_key_that_reads_it(name: str, encoding: str) -> None:
+    text, written_as = TOLD[encoding]
+    row = {"prompt": text, "output": "x"}
+    content = {"a.jsonl": jsonl([row]), "a.csv": delimited([row], ","), "a.txt": text + "\n"}[name]
+    line = 2 if name == "a.csv" and "utf-16" not in encoding else 1
+    said = message(name, content.encode(written_as))
+    assert said == (
+        f"{name}:{line}: not utf-8; it looks like {encoding}: set `data.encoding: {encoding}`, or save it as UTF-8"
+    )
+    assert text in records(name, encoding=encoding)[0].values(), "the advice works"
+
+
+def test_line_that_is_not_utf_8_is_named_however_far_down() -> None:
+    content = b'{"prompt": "a", "output": "b"}\n' * 4000 + '{"prompt": "café"}\n'.encode("latin-1")
+    assert message("a.jsonl", content).startswith("a.jsonl:4001: not utf-8; it looks like cp1252")
+
+
+@pytest.mark.parametrize("encoding", ["utf-9", "base64", "undefined", "a\0b", ""])
+def test_unknown_encoding_is_told(encoding: str) -> None:
+    said = message("a.txt", "a", encoding=encoding)
+    assert said == f"`data.encoding` is {encoding!r}, which Python does not know; for instance gb18030"
+
+
+# ---- broken files
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.jsonl", '{"a": 1}\n{"a": \n', "a.jsonl:2: broken JSON at column 7: Expecting value; each line is"),
+        ("a.jsonl", '{\n "a": 1\n}\n', "a.jsonl:1: broken JSON at column 2"),
+        ("a.jsonl", '\n\n{"a": 1},\n', "a.jsonl:3: broken JSON at column 9: Extra data; each line is one whole {...}"),
+        ("a.jsonl", '{"a": "\0"}\n', "a.jsonl:1: broken JSON at column 8: Invalid control character at"),
+        ("a.jsonl", "[1, 2]\n", "a.jsonl:1: a record is an object {...}, this is [1, 2]"),
+        ("a.jsonl", '{"a": 1}\nnull\n', "a.jsonl:2: a record is an object {...}, this is empty"),
+        ("a.jsonl", "[" * 100_000, "a.jsonl:1: broken JSON: nested too deeply"),
+        ("a.jsonl", '{"a": ' + "1" * 5000 + "}", "a.jsonl:1: broken JSON: a number of thousands of digits"),
+        ("a.jsonl", '{"a": "b\\ud800"}', "a.jsonl:1: holds half a character (a lone surrogate"),
+        ("a.jsonl", '{"a": [{"b": "\\udfff"}]}', "a.jsonl:1: holds half a character (a lone surrogate"),
+        ("a.json", '[{"a": 1},\n{"a":\n]', "a.json:3: broken JSON at column 1: Expecting value"),
+        ("a.json", '{"a": 1}\n{"a": 2}\n', "a.json:2: broken JSON at column 1: Extra data; it looks like one obj"),
+        ("a.json", '{"a": 1}', "a.json: a JSON file is a list of records [{...}, ...]; this is one object"),
+        ("a.json", "5", "a.json: a JSON file is a list of records [{...}, ...]"),
+        ("a.json", '[{"a": 1}, 5]', "a.json: record 2: a record is an object {...}, this is 5"),
+        ("a.json", "[" * 100_000, "a.json:1: broken JSON: nested too deeply"),
+        ("a.csv", 'p,o\n"a\nb",c\nd,e,f\n', "a.csv:4: 3 values for 2 columns (p, o); put a value that holds"),
+        ("a.csv", "p,o\na\n", "a.csv:2: 1 values for 2 columns (p, o)"),
+        ("a.csv", 'p,o\na,b\nc,"d\ne,f\n', "a.csv:3: broken csv: unexpected end of data; check the quotes of this row"),
+        ("a.csv", 'p,o\na,"b"x\n', "a.csv:2: broken csv: ',' expected after '\"'; check the quotes of this row"),
+        ("a.csv", "p,p\na,b\n", "a.csv:1: two columns have the same name; columns are p, p"),
+        ("a.csv", "p;o\na;b\n", "a.csv:1: one column, `p;o`; separate columns with commas, or with tabs in a"),
+        ("a.tsv", '"Hi," she said\tb\n', "a.tsv:1: broken tsv: '\t' expected after '\"'; check the quotes of this row"),
+        ("a.parquet", "not parquet", "a.parquet: not a readable Parquet file: Parquet magic bytes not found"),
+        ("a.parquet", "", "a.parquet: not a readable Parquet file: Parquet file size is 0 bytes"),
+        ("a.xyz", "a", "a.xyz: cannot read `.xyz` files; readable are .jsonl, .json, .csv, .tsv, .parquet, .txt, .py"),
+    ],
+)  # fmt: skip
+def test_broken_file_names_line_and_cause(name: str, content: str, said: str) -> None:
+    assert message(name, content).startswith(said)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.tsv", "a.txt"])
+@pytest.mark.parametrize("content", ["", "\n\n", "\ufeff", "  \r\n"])
+def test_empty_data_is_told(name: str, content: str) -> None:
+    if content.strip(" ") == "\r\n" and name in ("a.csv", "a.tsv"):
+        content = "prompt\n"  # to a table a blank is a value
+    assert message(name, content) == f"{name}: no records in it"
+
+
+def test_header_alone_and_empty_lists_are_empty_data() -> None:
+    assert message("a.csv", "prompt,output\n") == "a.csv: no records in it"
+    assert message("a.json", "[]") == "a.json: no records in it"
+    assert message("a.py", "def rows(split):\n    return []\n") == "a.py: no records in it"
+
+
+def test_blank_lines_are_no_records() -> None:
+    Path("a.csv").write_text("\nprompt,output\n\na,b\n\n")
+    Path("a.jsonl").write_text('\n{"a": 1}\n  \n')
+    assert records("a.csv") == [{"prompt": "a", "output": "b"}]
+    assert places("a.csv") == ["a.csv:4"]
+    assert places("a.jsonl") == ["a.jsonl:2"]
+
+
+def test_fields_of_many_megabytes_are_read() -> None:
+    Path("a.csv").write_text("prompt,output\na," + "x" * 3_000_000 + "\n")
+    assert len(records("a.csv")[0]["output"]) == 3_000_000
+
+
+def test_damaged_parquet_is_told() -> None:
+    content = Path(write("a.parquet")).read_bytes()
+    assert message("a.parquet", content[:4] + b"\xff" * 12 + content[16:]).startswith("a.parquet: not a readable Parq")
+    assert message("a.parquet", content[:-20]).startswith("a.parquet: not a readable Parquet file")
+
+
+def test_damaged_saved_folder_is_told() -> None:
+    Path(write("saved")).joinpath("dataset_info.json").unlink()
+    assert message("saved").startswith("saved: not a whole folder of `save_to_disk`: ")
+
+
+def test_unknown_split_lists_those_there_are() -> None:
+    said = message(write("saved_dict"), train_split="dev")
+    assert said == "saved_dict: no split `dev`; there are train, test: set `data.train_split`"
+
+
+@pytest.mark.parametrize("name", ["gone.jsonl", "gone.csv", "gone.py", "no/such/folder", "./gone", "~/gone"])
+def test_missing_file_says_from_where_it_was_looked_for(name: str) -> None:
+    assert message(name) == f"{name}: no such file, from {Path.cwd()}; name an existing file in `data.train`"
+    said = message(write("a.jsonl"), split="test", test=name)
+    assert said.endswith("name an existing file in `data.test`")
+
+
+def test_link_to_itself_or_to_nothing_is_a_missing_file() -> None:
+    Path("loop.jsonl").symlink_to("loop.jsonl")
+    Path("gone.jsonl").symlink_to("nowhere.jsonl")
+    assert message("loop.jsonl").startswith("loop.jsonl: no such file")
+    assert message("gone.jsonl").startswith("gone.jsonl: no such file")
+
+
+def test_folder_without_data_says_what_is_readable() -> None:
+    Path("folder").mkdir()
+    Path("folder/a.md").write_text("a")
+    assert message("folder") == (
+        "folder: no data file in this folder; readable are .jsonl, .json, .csv, .tsv, .parquet, .txt"
+    )
+
+
+def test_data_set_that_cannot_be_reached_says_how_to_name_a_local_one() -> None:
+    said = message("someone/something")
+    assert said.startswith("someone/something: no such file here, and no such data set could be read from the hub (")
+    assert said.endswith("name a local file or folder in `data.train`")
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("def rows(:\n", "a.py: cannot be loaded: SyntaxError: "),
+        ("x = 1\nimport no_such_thing\n", "a.py:2: cannot be loaded: ModuleNotFoundError: No module named"),
+        ("import sys\nsys.exit(3)\n", "a.py:2: cannot be loaded: SystemExit: 3"),
+        ("x = 1\n", "a.py: a data file in Python has a function `rows(split, **options)`"),
+        ("rows = 5\n", "a.py: a data file in Python has a function `rows(split, **options)`"),
+        ("def rows(split):\n    yield {}\n    raise ValueError('boom')\n", "a.py:3: rows() failed: ValueError: boom"),
+        ("def rows(split):\n    return {}['x']\n", "a.py:2: rows() failed: KeyError: 'x'"),
+        ("def rows(split):\n    pass\n", "a.py: rows() failed: TypeError: 'NoneType' object is not iterable"),
+        ("def rows(split):\n    yield 'x'\n", "a.py: row 1: a record is an object {...}, this is 'x'"),
+        ("def rows(split):\n    yield {'a': '\\ud800'}\n", "a.py: row 1: holds half a character"),
+    ],
+)
+def test_mistake_in_python_names_file_and_line(code: str, said: str) -> None:
+    assert message("a.py", code).startswith(said)
+
+
+def test_option_that_rows_does_not_take_is_told() -> None:
+    said = message("a.py", "def rows(split, times=1):\n    yield {}\n", options={"tiems": 2})
+    assert said.startswith("a.py: rows(split, times=1) does not take `data.options` {'tiems': 2}: ")
+
+
+# ---- fingerprint
+
+
+def test_fingerprint_changes_with_content_and_settings_alone() -> None:
+    first = fingerprint(Data(train=write("a.jsonl")), "train")
+    Path("a.jsonl").touch()
+    assert fingerprint(Data(train="a.jsonl"), "train") == first
+    assert fingerprint(Data(train="a.jsonl", columns={"prompt": "output"}), "train") != first
+    assert fingerprint(Data(train="a.jsonl", limit=1), "train") != first
+    Path("a.jsonl").write_text(jsonl(ROWS).replace("König", "Kaiser"), "utf-8")
+    assert fingerprint(Data(train="a.jsonl"), "train") != first
+
+
+def test_fingerprint_of_python_follows_the_files_that_it_reads() -> None:
+    Path("a.py").write_text("def rows(split):\n    yield {'text': open('words.txt').read()}\n")
+    Path("words.txt").write_text("one")
+    first = fingerprint(Data(train="a.py"), "train")
+    Path("words.txt").write_text("two")
+    assert fingerprint(Data(train="a.py"), "train") != first
+
+
+# ---- rows through a template
+
+
+def template(code: str | None = None, name: str = "my.py", **options: Any) -> Template:
+    if code is not None:
+        Path(name).write_text(code)
+    recipe = Recipe(model="m", template=name, template_options=options, data=Data(train="a.jsonl"))
+    return load_template(recipe)
+
+
+STORY = Template(
+    fields={"prompt": "", "output": ""}, prompt=lambda row: row["prompt"] + "\n", completion=lambda row: row["output"]
+)
+
+
+@pytest.mark.parametrize("name", template_names())
+def test_every_template_reads_its_own_example(name: str) -> None:
+    found = template(name=name)
+    rows = samples(found, found.example, "example")
+    assert rows
+    for row in rows:
+        prompt, output = read_sample(found, row, "example")
+        assert isinstance(prompt, str)
+        assert any(segment.text.strip() for segment in output)
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"prompt": "a"}, "f:1: no column `output`; there are `prompt`: name the right one in the recipe"),
+        ({}, "f:1: no column `prompt`; there are none"),
+        ({"prompt": "a", "output": None}, "f:1: `output` is null; fill it in or remove the row"),
+        ({"prompt": "a", "output": ""}, "f:1: the output is empty, there is nothing to learn; fill it in or remove"),
+        ({"prompt": "a", "output": " \n"}, "f:1: the output is empty, there is nothing to learn"),
+        ({"prompt": "a", "output": 5}, "f:1: the output is 5, not text"),
+        ({"prompt": "a", "output": ["b"]}, "f:1: the output is ['b'], not text"),
+        ({"prompt": 5, "output": "b"}, "f:1: the template cannot read this row: TypeError"),
+    ],
+)
+def test_row_that_does_not_fit_its_template_is_told(row: Row, said: str) -> None:
+    with pytest.raises(UserError) as error:
+        read_sample(STORY, row, "f:1")
+    assert str(error.value).startswith(said)
+
+
+def test_output_of_masked_segments_alone_is_empty() -> None:
+    masked = Template(fields={}, prompt=lambda row: "", completion=lambda row: [Segment("a", "text", weight=0.0)])
+    with pytest.raises(UserError, match="f:1: the output is empty"):
+        read_sample(masked, {}, "f:1")
+
+
+@pytest.mark.parametrize("function", [samples, keys])
+def test_exception_in_a_lazy_template_names_the_row(function: Callable[..., Any]) -> None:
+    def lazy(row: Row) -> Any:
+        yield row["steps"][0]
+
+    both = Template(fields={}, prompt=str, completion=str, samples=lazy, keys=lazy)
+    with pytest.raises(UserError, match=r"f:1: no column 'steps'; there are `a`"):
+        function(both, {"a": 1}, "f:1")
+    with pytest.raises(UserError, match=r"f:1: the template cannot read this row: IndexError"):
+        function(both, {"steps": []}, "f:1")
+
+
+BODY = "from data_templates import Template\ndef template({}):\n    {}\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("def template(:\n", r"my\.py: cannot be loaded: SyntaxError"),
+        ("1 / 0\n", r"my\.py:1: cannot be loaded: ZeroDivisionError"),
+        ("x = 1\n", r"my\.py: a template file has a function `template\(\.\.\.\)` that returns a Template"),
+        ("template = 5\n", r"my\.py: a template file has a function `template\(\.\.\.\)`"),
+        (BODY.format("", "return 5"), r"my\.py: `template\(\)` returns a int, not a data_templates\.Template"),
+        (BODY.format("", "return {}['a']"), r"my\.py: template\(\) failed: KeyError: 'a'"),
+        (BODY.format("must", "return 5"), r"my\.py: `template_options`: .*missing 1 required .* 'must'"),
+    ],
+)
+def test_mistake_in_a_template_file_is_told(code: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        template(code)
+
+
+def test_unknown_template_and_option_are_told() -> None:
+    with pytest.raises(UserError, match=r"unknown template `stroy`; did you mean `story`\? Your own is named by its"):
+        template(name="stroy")
+    with pytest.raises(UserError, match=r"unknown template `zzz`; there are .*story.*\. Your own is named by its path"):
+        template(name="zzz")
+    with pytest.raises(UserError, match=r"gone\.py: no such template file"):
+        template(name="gone.py")
+    with pytest.raises(UserError, match="unknown key `seperator` under `template_options`; story takes `separator`"):
+        template(name="story", seperator="x")
+    with pytest.raises(UserError, match="unknown language `fr`"):
+        template(name="pseudocode_cot", language="fr")
