@@ -148,15 +148,15 @@ def _facts(recipe: Recipe, trained: dict[str, Any], scores: dict[str, Any]) -> l
         method += f", r = {recipe.lora.get('r', 8)}"
     train, test = trained["counts"]["train"], trained["counts"]["test"]
     facts = [
-        ("Model", str(recipe.model) if isinstance(recipe.model, str) else str(recipe.model.get("model_type"))),
+        ("Model", _short(recipe.model) if isinstance(recipe.model, str) else f"a new {recipe.model['model_type']}"),
         ("Method", f"{method}; {trained['trainable_parameters']:,} of {trained['parameters']:,} parameters trained"),
         (
             "Template",
-            f"{recipe.template}; prompt {PROMPTS[trained['prompt_format']]}",
+            f"{_short(recipe.template)}; prompt {PROMPTS[trained['prompt_format']]}",
         ),
         (
             "Training data",
-            f"{recipe.data.train}: {train['rows']:,} rows, {train['tokens']:,} tokens, "
+            f"{_short(recipe.data.train)}: {train['rows']:,} rows, {train['tokens']:,} tokens, "
             f"{train['supervised'] / max(train['tokens'], 1):.0%} of them learned",
         ),
         (
@@ -179,6 +179,14 @@ def _facts(recipe: Recipe, trained: dict[str, Any], scores: dict[str, Any]) -> l
         ("Versions", ", ".join(f"{name} {number}" for name, number in trained["versions"].items())),
     ]
     return [(name, value) for name, value in facts]
+
+
+def _short(name: str) -> str:
+    """A path as seen from here, or by its last two parts where it lies elsewhere; a hub id as it is."""
+    path = Path(name)
+    if not path.is_absolute():
+        return name
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(Path(*path.parts[-2:]))
 
 
 def _duration(seconds: float) -> str:
