@@ -53,13 +53,19 @@ if [ -z "${PROCESSES:-}" ]; then
   [ "$PROCESSES" -gt 0 ] || PROCESSES=1
 fi
 export PROCESSES
-config=one_process; [ "$PROCESSES" = 1 ] || config=several_processes
+train=(sft train)
+if [ "$PROCESSES" -gt 1 ]; then
+  # else each process would take all cores; and a mistake in the data is told once, not by every process
+  export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(( ($(getconf _NPROCESSORS_ONLN) + PROCESSES - 1) / PROCESSES ))}"
+  train=(accelerate launch --config_file "$here/recipes/accelerate/several_processes.yaml"
+         --num_processes "$PROCESSES" -m sft train)
+fi
 
 bases=$(sft bases "$recipe" "$@")
 while IFS= read -r each; do
   settings=("$@"); [ "$each" = "$recipe" ] || settings=()
-  stage accelerate launch --config_file "$here/recipes/accelerate/$config.yaml" \
-    --num_processes "$PROCESSES" -m sft train "$each" "${settings[@]}"
+  if [ "$PROCESSES" -gt 1 ]; then stage sft check "$each" "${settings[@]}"; fi
+  stage "${train[@]}" "$each" "${settings[@]}"
 done <<< "$bases"
 stage sft eval "$recipe" "$@"
 stage sft report "$recipe" "$@"

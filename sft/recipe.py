@@ -270,6 +270,9 @@ def _load(path: Path, overrides: Sequence[str], above: tuple[Path, ...]) -> Reci
         lines = {_where(path, document, origins, loc) + ": " + text: None for loc, text in problems}
         raise UserError("\n".join(sorted(lines, key=_by_line)))
     recipe = _with_paths(recipe, path)
+    if file := next((p for p in (recipe.folder, *recipe.folder.parents) if os.path.isfile(p)), None):
+        where = _where(path, document, origins, ("output",))
+        raise UserError(f"{where}: `output` is {recipe.folder}, but {file} is a file; name a folder")
     if isinstance(recipe.model, str) and recipe.model.endswith((".yaml", ".yml")):
         where, above = _where(path, document, origins, ("model",)), (*above, path.resolve())
         if Path(recipe.model).resolve() in above:

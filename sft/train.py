@@ -39,6 +39,7 @@ def train(recipe: Recipe) -> Path:
     A run that is finished is left as it is; one that was interrupted goes on from its last whole checkpoint.
     """
     args = _arguments(recipe)
+    _use_all_cores(args)
     with PartialState().main_process_first():
         tokenizer = load_tokenizer(recipe)
         tokens = prepare(recipe, tokenizer)
@@ -223,6 +224,15 @@ def _arguments(recipe: Recipe) -> SFTConfig:
             f"PROCESSES={expected} ./launch.sh"
         )
     return args
+
+
+def _use_all_cores(args: SFTConfig) -> None:
+    """`accelerate launch` gives a process on a CPU one thread unless told otherwise: use its share of the cores."""
+    by_accelerate = "ACCELERATE_MIXED_PRECISION" in os.environ and os.environ.get("OMP_NUM_THREADS") == "1"
+    threads = (os.cpu_count() or 1) // args.world_size
+    if by_accelerate and args.device.type == "cpu" and threads > 1:
+        torch.set_num_threads(threads)
+        say(f"accelerate gave each process one thread; using {threads}")
 
 
 def _trainer(
