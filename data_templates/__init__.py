@@ -13,6 +13,21 @@ Row = Mapping[str, Any]
 """One record of the data file, its columns already renamed to the template's fields."""
 
 
+Message = Mapping[str, str]
+"""A turn of a conversation: its `role` (system, user, assistant) and its `content`."""
+
+Prompt = str | Sequence[Message]
+"""What the model is given: a text, or the turns so far of a conversation."""
+
+
+def as_text(prompt: Prompt) -> str:
+    """A prompt as plain text: what a base model is given, which has no chat template for turns."""
+    if isinstance(prompt, str):
+        return prompt
+    turns = [f"{turn['role'].capitalize()}: {turn['content']}\n\n" for turn in prompt]
+    return "".join([*turns, "Assistant:\n"])
+
+
 @dataclass(frozen=True)
 class Segment:
     """A named part of what the model writes, with its weight in the loss."""
@@ -40,8 +55,8 @@ class Template:
     fields: Mapping[str, str]
     """Field name -> what stands in it. Each must be a column of the data, or be mapped to one by `data.columns`."""
 
-    prompt: Callable[[Row], str]
-    """Row -> the text the model is given. At inference the row may lack the fields only `completion` reads."""
+    prompt: Callable[[Row], Prompt]
+    """Row -> what the model is given. At inference the row may lack the fields that only `completion` reads."""
 
     completion: Callable[[Row], str | Sequence[Segment]]
     """Row -> the text the model learns to write, without its end token; or that text in weighted segments."""
@@ -60,3 +75,6 @@ class Template:
 
     keys: Callable[[Row], Iterable[str]] = no_keys
     """Record -> keys; records that share a key are kept on the same side of the split."""
+
+    next_row: Callable[[Row, str], Row] | None = None
+    """Row, and what the model wrote -> the row that asks for what comes after it; for `sft generate --steps`."""

@@ -33,6 +33,7 @@ def template(innovation_weight: float = 1.0) -> Template:
         answer=lambda written: "\n".join(filter(None, read_step(written).values())) or written.strip(),
         samples=samples,
         keys=keys,
+        next_row=next_row,
         example=EXAMPLE,
     )
 

@@ -1,7 +1,5 @@
-"""What a model writes after the prompts of training: in batches of like length, bounded in memory, or one by one."""
+"""What a model writes after the prompts of training: in batches of like length, bounded in memory."""
 
-import json
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
@@ -12,12 +10,8 @@ from transformers import GenerationConfig
 
 from sft import UserError
 from sft.codec import Codec
-from sft.data import encode_prompts
 from sft.loss import batches_by_length
-from sft.model import load_base, load_trained
 from sft.recipe import Recipe
-from sft.template import load_template
-from sft.tokenizer import load_tokenizer
 
 MAX_NEW_TOKENS = 128
 
@@ -84,33 +78,3 @@ def _batches(lengths: list[int], new: int, limit: int, batch_tokens: int) -> Ite
 def as_base(model: Any) -> AbstractContextManager[Any]:
     """Within, an adapted model answers as its base."""
     return model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext()
-
-
-def answer(recipe: Recipe, prompt: str | None, row: str | None, base: bool) -> Iterator[str]:
-    """What the tuned (or base) model writes: after a prompt, a row in JSON, or each line of standard input."""
-    tokenizer = load_tokenizer(recipe)
-    codec = Codec(tokenizer, recipe.prompt_format)
-    config = decoding(recipe, codec)
-    model = load_base(recipe, tokenizer) if base and recipe.lora is None else load_trained(recipe, tokenizer)
-    torch.manual_seed(recipe.eval.seed)
-    given = [row or prompt] if row or prompt is not None else (line.rstrip("\n") for line in sys.stdin)
-    with as_base(model) if base else nullcontext():
-        for line in given:
-            ids = _prompt_ids(recipe, codec, str(line), as_row=row is not None)
-            yield write(model, codec, [ids], config, 1)[0][0]
-
-
-def _prompt_ids(recipe: Recipe, codec: Codec, text: str, as_row: bool) -> list[int]:
-    """The ids for a row in JSON, or for text: the template's first field, or the start of a text without a prompt."""
-    if as_row or text.lstrip().startswith("{"):
-        try:
-            fields = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise UserError(f"--row: broken JSON at column {error.colno}: {error.msg}") from None
-        if not isinstance(fields, dict):
-            raise UserError("--row: the fields of a row are a JSON object {...}")
-        return encode_prompts(recipe, codec, [fields])[0]
-    template = load_template(recipe)
-    if not template.prompt(template.example):
-        return codec.prompts([text])[0]
-    return encode_prompts(recipe, codec, [{next(iter(template.fields)): text}])[0]

@@ -59,9 +59,11 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--json", action="store_true", help="print it for machines")
     check.set_defaults(run=_check)
     generate = _with_recipe(commands.add_parser("generate", help="write what the tuned model says to a prompt"))
-    generate.add_argument("--prompt", help="the prompt; without it, one row a line is read from standard input")
-    generate.add_argument("--row", help="the template's fields as JSON, instead of a prompt as text")
+    generate.add_argument("--prompt", help="the template's first field; without it, a line of standard input each")
+    generate.add_argument("--row", help="all of the template's fields, as JSON")
     generate.add_argument("--base", action="store_true", help="ask the base model instead")
+    generate.add_argument("--samples", type=int, default=1, metavar="N", help="write N different answers")
+    generate.add_argument("--steps", type=int, default=1, metavar="N", help="go on N times from what was written")
     generate.set_defaults(run=_generate)
     bases = _with_recipe(commands.add_parser("bases", help="list the recipes to run for this one, its bases first"))
     bases.set_defaults(run=_bases)
@@ -99,10 +101,13 @@ def _check(options: argparse.Namespace) -> None:
 
 def _generate(options: argparse.Namespace) -> None:
     recipe = _load(options)
-    from eval.generate import answer
+    from eval.ask import ask
 
-    for text in answer(recipe, options.prompt, options.row, options.base):
-        print(text, flush=True)
+    given = options.row or options.prompt
+    questions = [given] if given is not None else (line.rstrip("\n") for line in sys.stdin)
+    several = options.samples > 1 or options.steps > 1
+    for step, sample, text in ask(recipe, questions, options.base, options.samples, options.steps):
+        print(f"--- step {step}, sample {sample}\n{text}" if several else text, flush=True)
 
 
 def _bases(options: argparse.Namespace) -> None:

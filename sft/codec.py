@@ -5,12 +5,13 @@ would have merged into at the seam.
 """
 
 import json
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
 
-from data_templates import Segment
+from data_templates import Message, Prompt, Segment, as_text
 from sft import UserError
 
 if TYPE_CHECKING:
@@ -31,13 +32,14 @@ class Codec:
         self._outputs.encode_special_tokens = True
         self.start = [] if self.chat else _added_before(tokenizer)
         self.end = self._chat_end() if self.chat else [int(tokenizer.eos_token_id)]
+        names = sorted(special(tokenizer), key=len, reverse=True)
+        self.special = re.compile("|".join(map(re.escape, names)) or "(?!)")
+        """The names of special tokens: in a text that goes through a chat template they would become such tokens."""
         self.pad = self.end[-1] if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
 
-    def prompts(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids that the model reads before it writes, one list a text, without padding."""
-        if self.chat:
-            texts = [self._render([{"role": "user", "content": text}]) for text in texts]
-        batch = self._prompts.encode_batch_fast(list(texts), add_special_tokens=False)
+    def prompts(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        """The ids that the model reads before it writes, one list a prompt, without padding."""
+        batch = self._prompts.encode_batch_fast([self._written(prompt) for prompt in prompts], add_special_tokens=False)
         alone = [int(self.tokenizer.bos_token_id if self.tokenizer.bos_token_id is not None else self.end[0])]
         return [self.start + encoding.ids or alone for encoding in batch]
 
@@ -81,8 +83,15 @@ class Codec:
             for prompt, encoding, head, tail in zip(prompts, together, heads, tails, strict=True)
         ]
 
-    def _render(self, messages: list[dict[str, str]], generation: bool = True) -> str:
-        return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation))
+    def _written(self, prompt: Prompt) -> str:
+        """A prompt as the text that is tokenised. An empty one, before a running text, is no turn of a conversation."""
+        if not self.chat or not prompt:
+            return as_text(prompt)
+        return self._render([{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt)
+
+    def _render(self, messages: Sequence[Message], generation: bool = True) -> str:
+        turns = [dict(message) for message in messages]
+        return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation))
 
     def _chat_end(self) -> list[int]:
         """The ids that end an answer in the chat template, up to and with its first special token."""
@@ -96,9 +105,14 @@ class Codec:
                 "write `prompt_format: plain`"
             )
         tail = self._prompts.encode(whole[len(prompt) + 1 :], add_special_tokens=False).ids
-        special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.added_tokens_decoder)
-        ends = [i for i, token in enumerate(tail) if token in special]
+        ends = [i for i, token in enumerate(tail) if token in special(self.tokenizer).values()]
         return tail[: ends[0] + 1] if ends else [*tail, int(self.tokenizer.eos_token_id)]
+
+
+def special(tokenizer: "PreTrainedTokenizerFast") -> dict[str, int]:
+    """Name -> id of the tokens that mean something apart from text."""
+    added = {str(token): i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return added | dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
 
 
 def _added_before(tokenizer: "PreTrainedTokenizerFast") -> list[int]:

@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -19,13 +19,13 @@ import numpy as np
 import pyarrow as pa
 
 import data_templates
-from data_templates import Row, Segment, Template
+from data_templates import Row, Segment, Template, as_text
 from sft import UserError
 from sft.codec import Codec
 from sft.recipe import Recipe
 from sft.rows import Record, fingerprint
 from sft.split import Split, hashed
-from sft.template import load_template, read_prompt, read_sample, samples, template_file
+from sft.template import load_template, read_sample, samples, template_file
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -40,6 +40,7 @@ SUSPICIOUS = {
     "a byte order mark inside the text": re.compile("\ufeff"),
     "UTF-8 that was read as Latin-1 (mojibake)": re.compile("[\u00c2\u00c3][\u0080-\u00bf]|â€|ã€|å[\u0080-\u00bf]"),
 }
+SPECIAL = "the name of a special token, which becomes that token in a chat template"
 
 
 @dataclass
@@ -122,12 +123,6 @@ def prepare(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast") -> Tokens:
     return Tokens(train, test, counts, key)
 
 
-def encode_prompts(recipe: Recipe, codec: Codec, rows: Iterable[Row]) -> list[list[int]]:
-    """Rows of the template's fields -> the ids the model reads, as in training."""
-    template = load_template(recipe)
-    return codec.prompts([read_prompt(template, row, f"row {i}") for i, row in enumerate(rows, 1)])
-
-
 def max_length(recipe: Recipe) -> int:
     """Longest row in tokens; 1024, as in SFTConfig, where the recipe says nothing."""
     length = recipe.trainer.get("max_length", 1024)
@@ -186,13 +181,13 @@ class _Encoder:
             self.counts.records += len(batch)
             places = [(where, row) for where, record in batch for row in samples(self.template, record, where)]
             rows = [read_sample(self.template, row, where) for where, row in places]
-            prompts = [prompt for prompt, _ in rows]
+            prompts = [as_text(prompt) for prompt, _ in rows]
             outputs = ["".join(segment.text for segment in segments) for _, segments in rows]
             seen.extend(hashed(f"{prompt}\0{output}") for prompt, output in zip(prompts, outputs, strict=True))
-            heads, tails = self.codec.prompts(prompts), self.codec.outputs(outputs)
+            heads, tails = self.codec.prompts([prompt for prompt, _ in rows]), self.codec.outputs(outputs)
             self._look_at(places, prompts, outputs, heads, tails)
-            for (where, _), (prompt, segments), output, head, tail in zip(
-                places, rows, outputs, heads, tails, strict=True
+            for (where, _), (_, segments), prompt, output, head, tail in zip(
+                places, rows, prompts, outputs, heads, tails, strict=True
             ):
                 if (sample := self._sample(where, head, tail, segments)) is not None:
                     start = len(sample["input_ids"]) - len(tail) - len(self.codec.end)
@@ -208,6 +203,7 @@ class _Encoder:
         tails: Sequence[list[int]],
     ) -> None:
         """Count what a person should know of the texts before they are trained on."""
+        patterns = SUSPICIOUS | ({SPECIAL: self.codec.special} if self.codec.chat else {})
         unchanged, merged = self.codec.unchanged(outputs, tails), self.codec.merged(prompts, outputs, heads, tails)
         for (where, _), prompt, output, same, seam in zip(places, prompts, outputs, unchanged, merged, strict=True):
             if not same:
@@ -217,7 +213,7 @@ class _Encoder:
                 self.counts.seams += 1
                 self.counts.note("seams", where, f"{prompt[-12:]!r} + {output[:12]!r}")
             for text in (prompt, output):
-                for what, pattern in SUSPICIOUS.items():
+                for what, pattern in patterns.items():
                     if found := pattern.search(text):
                         self.counts.suspicious[what] = self.counts.suspicious.get(what, 0) + 1
                         self.counts.note(what, where, repr(text[max(0, found.start() - 20) : found.end() + 20]))

@@ -340,7 +340,7 @@ def _plain(node: Any) -> Any:
 
 
 def _override(document: Any, override: str) -> str:
-    """Set one `a.b=value` in the document and return its dotted key."""
+    """Set one `a.b=value` in the document and return its dotted key. `data.test=null` takes the recipe's own away."""
     key, equals, text = override.partition("=")
     if not equals or not all(key.split(".")):
         raise UserError(f"{override}: write overrides as key=value, for instance trainer.max_steps=10")
@@ -356,7 +356,10 @@ def _override(document: Any, override: str) -> str:
                 raise UserError(f"{override}: `{'.'.join(parents[: i + 1])}` is not a section of keys")
             node[parent] = {}
         node = node[parent]
-    node[last] = value
+    if value is None and key.split(".")[0] not in LIBRARIES:
+        node.pop(last, None)
+    else:
+        node[last] = value
     return key
 
 

@@ -27,6 +27,8 @@ def read(data: Data, split: str) -> Iterator[Record]:
     Raises UserError that names file and line for a file that is missing, empty, broken or not in its encoding.
     """
     source = data.train if split == "train" or data.test is None else data.test
+    if data.options and not any(str(name).endswith(".py") for name in (data.train, data.test)):
+        raise UserError(f"{source}: `data.options` are arguments of a .py file; take them away: data.options=null")
     count = 0
     for where, record in _read_source(source, data, split):
         for field, column in data.columns.items():

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from data_templates import Template
+from data_templates import Template, as_text
 from sft import UserError
 from sft.recipe import Recipe
 from sft.rows import Record, read
@@ -73,6 +73,7 @@ class Split:
         if not texts:
             for row in samples(self._template, record, where):
                 prompt, segments = read_sample(self._template, row, where)
+                prompt = as_text(prompt)
                 output = "\0".join(segment.text for segment in segments)
                 texts.append(prompt if by_prompt and prompt.strip() else f"{prompt}\0{output}")
         return [hashed(text) for text in texts or [where]]

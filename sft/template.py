@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import data_templates
-from data_templates import Row, Segment, Template
+from data_templates import Prompt, Row, Segment, Template
 from sft import UserError
 from sft.fields import shown
 from sft.recipe import Recipe
 from sft.rows import load_python
+
+TURN = {"role", "content"}
 
 
 def template_names() -> list[str]:
@@ -76,21 +78,27 @@ def keys(template: Template, record: Row, where: str) -> list[str]:
     return _call(lambda record: list(template.keys(record)), record, where)
 
 
-def read_prompt(template: Template, row: Row, where: str) -> str:
+def read_prompt(template: Template, row: Row, where: str) -> Prompt:
     """The prompt of a row, which may lack what only the output is made of."""
     prompt = _call(template.prompt, row, where)
-    if not isinstance(prompt, str):
+    turns = isinstance(prompt, list) and all(isinstance(turn, dict) and turn.keys() == TURN for turn in prompt)
+    if not isinstance(prompt, str) and not (turns and prompt):
         raise UserError(f"{where}: the prompt is {shown(prompt)}, not text; see `data.columns`")
     return prompt
 
 
-def read_sample(template: Template, row: Row, where: str) -> tuple[str, list[Segment]]:
+def read_sample(template: Template, row: Row, where: str) -> tuple[Prompt, list[Segment]]:
     """Prompt and output of a row; an output is never empty."""
     for field in template.fields:
         if field in row and row[field] is None:
             raise UserError(f"{where}: `{field}` is null; fill it in or remove the row")
         if field not in row:
             have = ", ".join(f"`{name}`" for name in row)
+            if {"chosen", "rejected"} <= row.keys():
+                raise UserError(
+                    f"{where}: a preference pair; this trains on one right output a row: map `chosen` to the "
+                    "template's output with `data.columns`, or use a trainer for preferences"
+                )
             raise UserError(
                 f"{where}: no column `{field}`; there are {have or 'none'}: name the right one in the "
                 f"recipe, `data: {{columns: {{{field}: ...}}}}`"
@@ -112,7 +120,8 @@ def _call(function: Any, row: Row, where: str) -> Any:
     try:
         return function(row)
     except KeyError as error:
-        raise UserError(f"{where}: no column {error}; there are {', '.join(f'`{name}`' for name in row)}") from error
+        have = ", ".join(f"`{name}`" for name in row)
+        raise UserError(f"{where}: no column {error}; there are {have or 'none'}") from error
     except Exception as error:
         values = {name: type(value).__name__ for name, value in row.items()}
         raise UserError(

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from data_templates import as_text
 from sft import UserError
 from sft.recipe import NewTokenizer, Recipe
 from sft.rows import fingerprint, read
@@ -115,4 +116,4 @@ def _texts(recipe: Recipe) -> Iterator[str]:
     for where, record in read(recipe.data, "train"):
         for row in samples(template, record, where):
             prompt, segments = read_sample(template, row, where)
-            yield prompt + "".join(segment.text for segment in segments)
+            yield as_text(prompt) + "".join(segment.text for segment in segments)

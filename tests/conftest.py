@@ -200,7 +200,7 @@ def _save(tokenizer: Any, factory: pytest.TempPathFactory, name: str, **settings
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """The folder that REAL_DATA names, with real models, tokenizers and data; a test that needs it is skipped without."""
+    """The folder that REAL_DATA names, with real models, tokenizers and data; tests that ask are skipped without."""
     if not os.environ.get("REAL_DATA"):
         pytest.skip("REAL_DATA is not set")
     return Path(os.environ["REAL_DATA"])

@@ -15,9 +15,10 @@ from data_templates import Segment
 from sft import UserError
 from sft.check import Refused, problems, refuse
 from sft.codec import Codec
-from sft.data import MASKED, Tokens, encode_prompts, prepare
+from sft.data import MASKED, Tokens, prepare
 from sft.recipe import Recipe, load
 from sft.show import pieces
+from sft.template import load_template, read_prompt
 
 TEXT = st.text(
     st.one_of(st.characters(codec="utf-8"), st.sampled_from(list(" \n\t  aAbe.,!▁好的é</s>|<"))),
@@ -46,6 +47,11 @@ def tokens_of(recipe_file: Path, *overrides: str) -> tuple[Recipe, Codec, Tokens
     recipe = load(recipe_file, overrides)
     tokenizer = AutoTokenizer.from_pretrained(recipe.model)
     return recipe, Codec(tokenizer, recipe.prompt_format), prepare(recipe, tokenizer)
+
+
+def asked(recipe: Recipe, codec: Codec, row: dict[str, Any]) -> list[int]:
+    """The ids that `sft generate` and `sft serve` give the model for a row without its output."""
+    return codec.prompts([read_prompt(load_template(recipe), row, "row")])[0]
 
 
 def normalised(codec: Codec, text: str) -> str:
@@ -98,7 +104,7 @@ def test_the_ids_at_inference_are_the_prefix_of_those_of_training(prepared: tupl
     recipe, codec, tokens = prepared
     assert len(tokens.test) >= 6
     for row in tokens.test:
-        (ids,) = encode_prompts(recipe, codec, [{"prompt": row["prompt"].removesuffix("\n")}])
+        ids = asked(recipe, codec, {"prompt": row["prompt"].removesuffix("\n")})
         assert ids == row["input_ids"][: len(ids)]
         assert row["labels"][: len(ids)] == [MASKED] * len(ids)
         assert row["labels"][len(ids) :] == row["input_ids"][len(ids) :]
@@ -329,9 +335,8 @@ def test_the_promises_hold_on_real_tokenizers_and_rows(
         assert sum(c.changed for c in counts) == 0
         assert all(c.ended == c.rows for c in counts)
         for row in tokens.test:
-            assert encode_prompts(recipe, codec, [{"prompt": row["prompt"].removesuffix("\n")}]) == [
-                row["input_ids"][: row["prompt_tokens"]]
-            ]
+            ids = asked(recipe, codec, {"prompt": row["prompt"].removesuffix("\n")})
+            assert ids == row["input_ids"][: row["prompt_tokens"]]
 
 
 def test_rows_are_arrow_files_on_disk(prepared: tuple[Recipe, Codec, Tokens]) -> None:

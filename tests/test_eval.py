@@ -12,11 +12,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from eval.generate import answer, decoding, write
+from eval.ask import ask
+from eval.generate import decoding, write
 from eval.report import report, verdict
 from eval.run import evaluate_run
 from eval.score import METRICS, load_metric, row_scores, score
 from sft import UserError
+from sft.cli import main
 from sft.codec import Codec
 from sft.recipe import Recipe, load
 from sft.template import load_template, template_names
@@ -152,13 +154,52 @@ def test_a_wrong_generation_setting_is_an_error(scored: Recipe) -> None:
         decoding(load(scored.folder / "recipe.yaml", ["generation.max_new_tokens=-1"]), codec)
 
 
-def test_generate_takes_a_prompt_a_row_or_lines(scored: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    (by_prompt,) = answer(scored, "Mira went home.", None, base=False)
-    (by_row,) = answer(scored, None, '{"prompt": "Mira went home."}', base=False)
+def test_generate_takes_a_prompt_a_row_or_lines(
+    scored: Recipe, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = str(scored.folder / "recipe.yaml")
+    assert main(["generate", recipe, "--prompt", "Mira went home."]) == 0
+    by_prompt = capsys.readouterr().out
+    assert main(["generate", recipe, "--row", '{"prompt": "Mira went home."}']) == 0
+    assert capsys.readouterr().out == by_prompt
     monkeypatch.setattr("sys.stdin", io.StringIO('Mira went home.\n{"prompt": "Mira went home."}\n'))
-    by_lines = [*answer(scored, None, None, base=False)]
-    assert [by_prompt] * 3 == [by_row, *by_lines]
-    assert [*answer(scored, "Mira went home.", None, base=True)] != [by_prompt]
+    assert main(["generate", recipe]) == 0
+    assert capsys.readouterr().out == by_prompt * 2
+    assert main(["generate", recipe, "--prompt", "Mira went home.", "--base"]) == 0
+    assert capsys.readouterr().out != by_prompt
+
+
+def test_generate_writes_several_different_samples(scored: Recipe) -> None:
+    recipe = load(scored.folder / "recipe.yaml", ["generation.do_sample=true", "generation.temperature=1.5"])
+    found = [*ask(recipe, ["Mira"], samples=3)]
+    assert [(step, sample) for step, sample, _ in found] == [(1, 1), (1, 2), (1, 3)]
+    assert len({text for _, _, text in found}) > 1
+    assert found == [*ask(recipe, ["Mira"], samples=3)], "the seed of the recipe decides"
+    with pytest.raises(UserError, match="greedy decoding writes the same"):
+        next(ask(scored, ["Mira"], samples=2))
+
+
+def test_generate_rolls_a_chain_forward(
+    tmp_path: Path, scored: Recipe, monkeypatch: pytest.MonkeyPatch, write_recipe: Callable[..., Path]
+) -> None:
+    """The model is the real one; what it writes is replaced, since two steps of training write no algorithms."""
+    written = iter(["no algorithm", *(f"## Algorithm\nStep {c}\n## Pseudocode\nreturn {c}" for c in "DEF")])
+    prompts: list[str] = []
+
+    def fake(model: Any, codec: Codec, ids: list[list[int]], *_: Any) -> list[tuple[str, bool]]:
+        prompts.append(codec.tokenizer.decode(ids[0]))
+        return [(next(written), True) for _ in ids]
+
+    monkeypatch.setattr("eval.ask.write", fake)
+    monkeypatch.setattr("eval.ask.load_trained", lambda *_: AutoModelForCausalLM.from_pretrained(scored.model))
+    recipe = load(write_recipe(tmp_path, model=scored.model, template="algorithm_evolution",
+                               generation={"do_sample": True}))  # fmt: skip
+    chain = json.dumps(load_template(recipe).example)
+    found = [*ask(recipe, [chain], samples=2, steps=2)]
+    assert [(step, sample) for step, sample, _ in found] == [(1, 1), (1, 2), (2, 1), (2, 2)]
+    assert "Step D" in prompts[1], "the second step follows from the first readable sample"
+    with pytest.raises(UserError, match="has no `next_row`"):
+        next(ask(scored, ["Mira"], steps=2))
 
 
 @pytest.mark.parametrize("name", template_names())
@@ -193,7 +234,7 @@ def test_repetition_and_distinct_by_hand() -> None:
         [0.2, 0.0, 0.0]
     )
     distinct = load_metric("distinct").compute(predictions=texts, references=texts)["distinct2"]
-    assert distinct == pytest.approx([4 / 7, 1.0, 1.0])
+    assert distinct == pytest.approx([4 / 7, 1.0, 8 / 9])
 
 
 def test_short_perfect_answers_score_one_in_bleu() -> None:
@@ -209,7 +250,7 @@ def test_an_unknown_metric_is_an_error() -> None:
 
 
 def test_intervals_cover_the_truth_about_as_often_as_they_say(tmp_path: Path) -> None:
-    """Simulated rows whose base and tuned losses differ by 0.1 on average: 95 % intervals hold it some 95 % of times."""
+    """Simulated rows whose losses differ by 0.1 on average between base and tuned."""
     from data_templates import Template
 
     template = Template(fields={}, prompt=str, completion=str)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from data_templates import Row, Segment, Template
+from data_templates import Row, Segment, Template, as_text
 from sft import UserError
 from sft.recipe import Data, Recipe
 from sft.rows import fingerprint, read
@@ -103,14 +103,9 @@ def test_columns_are_renamed_in_every_format(name: str) -> None:
 def test_missing_column_lists_those_there_are(name: str) -> None:
     said = message(write(name), columns={"prompt": "question"})
     assert said.endswith(" no column `question`, which `data.columns.prompt` names; there are `prompt`, `output`")
-    place = {
-        "folder": "folder/a.csv:2",
-        "a.jsonl": "a.jsonl:1",
-        "a.csv": "a.csv:2",
-        "a.CSV": "a.CSV:2",
-        "a.tsv": "a.tsv:2",
-    }
-    assert said.startswith((place.get(name, f"{name}: row 1: "), f"{name}: record 1: "))
+    lines = {"folder": "folder/a.csv:2: ", "a.json": "a.json: record 1: ", "a.jsonl": "a.jsonl:1: "}
+    lines |= {table: f"{table}:2: " for table in ("a.csv", "a.CSV", "a.tsv")}
+    assert said.startswith(lines.get(name, f"{name}: row 1: "))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -394,7 +389,7 @@ def test_every_template_reads_its_own_example(name: str) -> None:
     assert rows
     for row in rows:
         prompt, output = read_sample(found, row, "example")
-        assert isinstance(prompt, str)
+        assert isinstance(as_text(prompt), str)
         assert any(segment.text.strip() for segment in output)
 
 

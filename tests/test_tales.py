@@ -35,56 +35,56 @@ def tales() -> ModuleType:
 def test_the_generator_gives_the_same_rows_every_time(
     tales: ModuleType, kind: str, split: str, fingerprint: str
 ) -> None:
-    first = list(islice(tales.rows(kind, split), 100))
-    assert first == list(islice(tales.rows(kind, split), 100))
+    first = list(islice(tales.rows(split, kind), 100))
+    assert first == list(islice(tales.rows(split, kind), 100))
     assert hashlib.sha256(json.dumps(first).encode()).hexdigest()[:12] == fingerprint
 
 
 def test_each_row_has_the_columns_of_its_kind(tales: ModuleType) -> None:
     for kind, split in tales.SIZES:
         columns = {"text"} if kind == "mixed" else {"prompt", "output"}
-        found = list(tales.rows(kind, split))
+        found = list(tales.rows(split, kind))
         assert len(found) == tales.SIZES[kind, split]
         assert all(row.keys() == columns and all(row.values()) for row in found)
 
 
 def test_no_row_comes_twice(tales: ModuleType) -> None:
     for kind, split in tales.SIZES:
-        found = [tuple(row.values()) for row in tales.rows(kind, split)]
+        found = [tuple(row.values()) for row in tales.rows(split, kind)]
         assert len(set(found)) == len(found)
 
 
 def test_no_test_opening_is_in_training(tales: ModuleType) -> None:
-    tuned_on = {row["prompt"] for row in tales.rows("riddle", "train")}
-    read = "\n".join(row["text"] for row in tales.rows("mixed", "train"))
-    for row in tales.rows("riddle", "test"):
+    tuned_on = {row["prompt"] for row in tales.rows("train", "riddle")}
+    read = "\n".join(row["text"] for row in tales.rows("train", "mixed"))
+    for row in tales.rows("test", "riddle"):
         assert row["prompt"] not in tuned_on
         assert row["prompt"] not in read
 
 
 def test_no_hero_of_a_test_riddle_goes_to_that_place_in_training(tales: ModuleType) -> None:
     def heroes(split: str) -> set[tuple[str, str]]:
-        return {hero_and_place(tales, row["prompt"]) for row in tales.rows("riddle", split)}
+        return {hero_and_place(tales, row["prompt"]) for row in tales.rows(split, "riddle")}
 
     assert heroes("test")
     assert heroes("train").isdisjoint(heroes("test"))
 
 
 def test_no_text_is_in_both_splits_of_the_mixed_tales(tales: ModuleType) -> None:
-    train, test = ({row["text"] for row in tales.rows("mixed", split)} for split in ("train", "test"))
+    train, test = ({row["text"] for row in tales.rows(split, "mixed")} for split in ("train", "test"))
     assert train.isdisjoint(test)
 
 
 def test_the_special_kind_is_hardly_in_the_mixed_text(tales: ModuleType) -> None:
     marks = ("Answer me, or leave me the", "Guess my riddle, or the", "Nobody passes without an answer")
-    assert all(any(mark in row["prompt"] for mark in marks) for row in tales.rows("riddle", "test"))
-    texts = [row["text"] for row in tales.rows("mixed", "train")]
+    assert all(any(mark in row["prompt"] for mark in marks) for row in tales.rows("test", "riddle"))
+    texts = [row["text"] for row in tales.rows("train", "mixed")]
     share = sum(any(mark in text for mark in marks) for text in texts) / len(texts)
     assert 0 < share < 0.015
 
 
 def test_names_of_the_opening_return_in_the_continuation(tales: ModuleType) -> None:
-    for row in tales.rows("riddle", "test"):
+    for row in tales.rows("test", "riddle"):
         hero, place = hero_and_place(tales, row["prompt"])
         (friend,) = set(words(row["prompt"])) & set(tales.NAMES) - {hero}
         assert {hero, friend, place} <= set(words(row["output"]))
@@ -92,12 +92,12 @@ def test_names_of_the_opening_return_in_the_continuation(tales: ModuleType) -> N
 
 def test_the_continuation_names_nobody_that_the_opening_did_not(tales: ModuleType) -> None:
     names = {*tales.NAMES, *tales.PLACES}
-    for row in tales.rows("riddle", "test"):
+    for row in tales.rows("test", "riddle"):
         assert names & set(words(row["output"])) <= set(words(row["prompt"]))
 
 
 def test_the_riddle_is_answered_and_the_temper_decides_who_answers_it(tales: ModuleType) -> None:
-    for row in tales.rows("riddle", "test"):
+    for row in tales.rows("test", "riddle"):
         ((answer, guess),) = [rest for question, *rest in tales.RIDDLES if question in row["prompt"]]
         patient = bool(set(words(row["prompt"])) & set(tales.PATIENT))
         hasty = bool(set(words(row["prompt"])) & set(tales.HASTY))
@@ -107,7 +107,7 @@ def test_the_riddle_is_answered_and_the_temper_decides_who_answers_it(tales: Mod
 
 
 def test_every_wording_is_used_and_every_field_is_filled(tales: ModuleType) -> None:
-    told = "\n".join(" ".join(row.values()) for kind, split in tales.SIZES for row in tales.rows(kind, split))
+    told = "\n".join(" ".join(row.values()) for kind, split in tales.SIZES for row in tales.rows(split, kind))
     assert not re.search(r"[{}]|  ", told)
     for plot in (*tales.PLOTS, tales.RIDDLE_OPENING, tales.RIDDLE_WON, tales.RIDDLE_LOST):
         for wording in (wording for sentence in plot for wording in sentence):

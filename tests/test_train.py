@@ -111,7 +111,8 @@ def test_segment_weights_reach_the_loss(tmp_path: Path, run: Any) -> None:
         "from data_templates import Segment, Template\n"
         "def template(weight: float = 3.0):\n"
         "    return Template(fields={'output': ''}, prompt=lambda r: r['prompt'] + ':', completion=lambda r:\n"
-        "        [Segment('old', r['output'][:20]), Segment('new', r['output'][20:], weight), Segment('no', ' x', 0)])\n"
+        "        [Segment('old', r['output'][:20]), Segment('new', r['output'][20:], weight),\n"
+        "         Segment('no', ' x', 0)])\n"
     )
     sgd = {"max_steps": 1, "optim": "sgd", "learning_rate": 1.0, "lr_scheduler_type": "constant", "weight_decay": 0.0,
            "max_grad_norm": 1e9, "bf16": False, "per_device_train_batch_size": 32}  # fmt: skip

@@ -1,7 +1,7 @@
 """Short tales made up by rule: running text of many kinds, and riddle tales told as an opening and its continuation.
 
-    rows("mixed", "train")     {"text": ...}              tales of twelve plots, one in a hundred of them a riddle tale
-    rows("riddle", "train")    {"prompt": ..., "output": ...}   the opening of a riddle tale, and how it goes on
+    rows("train", "mixed")     {"text": ...}              tales of twelve plots, one in a hundred of them a riddle tale
+    rows("train", "riddle")    {"prompt": ..., "output": ...}   the opening of a riddle tale, and how it goes on
 
 A tale draws a cast, then one wording for each of its sentences. What happens follows from the opening: the riddle has
 one answer, and it is the hero's temper, patient or hasty, that decides whether the hero finds it.
@@ -553,7 +553,7 @@ PLOTS = (
 )
 
 
-def rows(kind: str, split: str) -> Iterator[dict[str, str]]:
+def rows(split: str, kind: str = "riddle") -> Iterator[dict[str, str]]:
     """All rows of one kind ("mixed", "riddle") and split ("train", "test"), the same every time, in the same order."""
     rng = random.Random(f"tales/{kind}/{split}")
     for _ in range(SIZES[kind, split]):
