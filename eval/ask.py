@@ -8,11 +8,12 @@ from typing import Any
 import torch
 
 from data_templates import Row, Template
-from eval.generate import as_base, decoding, write
+from eval.generate import as_base, write
 from sft import UserError
 from sft.codec import Codec
-from sft.model import load_base, load_trained
+from sft.model import decoding, load_base, load_trained
 from sft.recipe import Recipe
+from sft.rows import encodable
 from sft.template import load_template, read_prompt
 from sft.tokenizer import load_tokenizer
 
@@ -27,9 +28,7 @@ def ask(
     """
     template = load_template(recipe)
     if steps > 1 and template.next_row is None:
-        raise UserError(
-            f"template `{recipe.template}` has no `next_row`, so --steps cannot go on"
-        )
+        raise UserError(f"template `{recipe.template}` has no `next_row`, so --steps cannot go on")
     if samples > 1 and not recipe.generation.get("do_sample"):
         raise UserError("greedy decoding writes the same each time; set generation.do_sample=true for --samples")
     tokenizer = load_tokenizer(recipe)
@@ -52,6 +51,8 @@ def ask(
 def _row(template: Template, question: str) -> Row | None:
     """The row that a question means: JSON, or text for the template's first field. None is a text to be gone on with,
     which it is for a template that has no prompt."""
+    if not encodable(question):
+        raise UserError("the prompt holds half a character (a lone surrogate); mend it")
     if question.lstrip().startswith("{"):
         try:
             return dict(json.loads(question))

@@ -11,21 +11,6 @@ from transformers import GenerationConfig
 from sft import UserError
 from sft.codec import Codec
 from sft.loss import batches_by_length
-from sft.recipe import Recipe
-
-MAX_NEW_TOKENS = 128
-
-
-def decoding(recipe: Recipe, codec: Codec) -> GenerationConfig:
-    """The recipe's `generation:`, greedy where it says nothing, ending at the end token of training and no other."""
-    settings = {"max_new_tokens": MAX_NEW_TOKENS, "do_sample": False} | recipe.generation
-    ids = {"eos_token_id": codec.end[-1], "pad_token_id": codec.pad, "bos_token_id": codec.tokenizer.bos_token_id}
-    try:
-        config = GenerationConfig(**settings, **ids)
-        config.validate(strict=True)
-    except ValueError as error:
-        raise UserError(f"`generation:` is not accepted by transformers: {error}") from error
-    return config
 
 
 @torch.no_grad()

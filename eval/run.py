@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from datasets import Dataset
 
-from eval.generate import as_base, decoding, write
+from eval.generate import as_base, write
 from eval.score import score
 from sft import UserError
 from sft.codec import Codec
 from sft.data import prepare
 from sft.loss import output_losses
-from sft.model import load_base, load_trained
+from sft.model import decoding, load_base, load_trained
 from sft.recipe import Recipe
 from sft.run import finished, read_json, whole_folder, write_json, write_text
 from sft.show import say

@@ -10,8 +10,8 @@ import re
 import shutil
 from array import array
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 MASKED = -100
 """The label of a token that is not learned, as PyTorch's cross entropy has it."""
+
+BATCH = 512
+"""Records that are read, tokenised and written together."""
 
 SUSPICIOUS = {
     "a replacement character (�): bytes were lost when the text was decoded": re.compile("\ufffd"),
@@ -149,19 +152,28 @@ def _digest(*parts: str) -> str:
 
 
 def _write(recipe: Recipe, codec: Codec, folder: Path) -> None:
+    """Both sides as Arrow streams, and their counts; some hundred rows are in memory at a time."""
     template = load_template(recipe)
     split = Split(recipe, template)
-    counts = {}
-    for side in ("test", "train"):
-        encoder = _Encoder(recipe, template, codec)
-        _write_arrow(folder / f"{side}.arrow", encoder.samples(split.side(side)), test=side == "test")
-        counts[side] = encoder.counts
-        counts[side].repeated = split.repeated
-        if not counts[side].rows:
+    encoders = {side: _Encoder(recipe, template, codec) for side in ("train", "test")}
+    waiting: dict[str, list[Record]] = {side: [] for side in encoders}
+    with ExitStack() as files:
+        writers = {side: files.enter_context(_Arrow(folder / f"{side}.arrow", side == "test")) for side in encoders}
+        for side, record in split.records():
+            waiting[side].append(record)
+            if len(waiting[side]) == BATCH:
+                writers[side].write(encoders[side].samples(waiting[side]))
+                waiting[side] = []
+        for side, records in waiting.items():
+            writers[side].write(encoders[side].samples(records))
+    counts = {side: encoder.finish() for side, encoder in encoders.items()}
+    counts["train"].repeated = split.repeated
+    for side, found in counts.items():
+        if not found.rows:
             raise UserError(
-                f"{recipe.data.train}: no row is left for the {side} side: of {counts[side].records} records "
-                f"{counts[side].dropped} are longer than `trainer.max_length` ({max_length(recipe)} tokens), and "
-                f"{split.repeated} more are held out already; raise `trainer.max_length` or shorten the outputs"
+                f"{recipe.data.train}: no row is left for the {side} side: of {found.records} records {found.dropped} "
+                f"are longer than `trainer.max_length` ({max_length(recipe)} tokens), and {found.repeated} more are "
+                "held out already; raise `trainer.max_length` or shorten the outputs"
             )
     (folder / "counts.json").write_text(json.dumps({side: asdict(c) for side, c in counts.items()}), "utf-8")
 
@@ -171,28 +183,30 @@ class _Encoder:
 
     def __init__(self, recipe: Recipe, template: Template, codec: Codec) -> None:
         self.recipe, self.template, self.codec = recipe, template, codec
-        self.counts = Counts()
+        self.counts, self.seen = Counts(), array("Q")
         self.room = max_length(recipe)
 
-    def samples(self, records: Iterator[Record]) -> Iterator[dict[str, Any]]:
+    def finish(self) -> Counts:
+        """The counts, once all records were seen."""
+        self.counts.duplicates = len(self.seen) - len(np.unique(np.array(self.seen, dtype=np.uint64)))
+        return self.counts
+
+    def samples(self, batch: Sequence[Record]) -> Iterator[dict[str, Any]]:
         """Every row that fits, with its ids and labels, and what the scorer needs beside them."""
-        seen = array("Q")
-        while batch := list(islice(records, 512)):
-            self.counts.records += len(batch)
-            places = [(where, row) for where, record in batch for row in samples(self.template, record, where)]
-            rows = [read_sample(self.template, row, where) for where, row in places]
-            prompts = [as_text(prompt) for prompt, _ in rows]
-            outputs = ["".join(segment.text for segment in segments) for _, segments in rows]
-            seen.extend(hashed(f"{prompt}\0{output}") for prompt, output in zip(prompts, outputs, strict=True))
-            heads, tails = self.codec.prompts([prompt for prompt, _ in rows]), self.codec.outputs(outputs)
-            self._look_at(places, prompts, outputs, heads, tails)
-            for (where, _), (_, segments), prompt, output, head, tail in zip(
-                places, rows, prompts, outputs, heads, tails, strict=True
-            ):
-                if (sample := self._sample(where, head, tail, segments)) is not None:
-                    start = len(sample["input_ids"]) - len(tail) - len(self.codec.end)
-                    yield sample | {"prompt": prompt, "reference": output, "where": where, "prompt_tokens": start}
-        self.counts.duplicates = len(seen) - len(np.unique(np.array(seen, dtype=np.uint64)))
+        self.counts.records += len(batch)
+        places = [(where, row) for where, record in batch for row in samples(self.template, record, where)]
+        rows = [read_sample(self.template, row, where) for where, row in places]
+        prompts = [as_text(prompt) for prompt, _ in rows]
+        outputs = ["".join(segment.text for segment in segments) for _, segments in rows]
+        self.seen.extend(hashed(f"{prompt}\0{output}") for prompt, output in zip(prompts, outputs, strict=True))
+        heads, tails = self.codec.prompts([prompt for prompt, _ in rows]), self.codec.outputs(outputs)
+        self._look_at(places, prompts, outputs, heads, tails)
+        for (where, _), (_, segments), prompt, output, head, tail in zip(
+            places, rows, prompts, outputs, heads, tails, strict=True
+        ):
+            if (sample := self._sample(where, head, tail, segments)) is not None:
+                start = len(sample["input_ids"]) - len(tail) - len(self.codec.end)
+                yield sample | {"prompt": prompt, "reference": output, "where": where, "prompt_tokens": start}
 
     def _look_at(
         self,
@@ -245,7 +259,7 @@ class _Encoder:
             counts.weighted += 1
         counts.rows += 1
         counts.tokens += len(head) + len(tail)
-        counts.supervised += sum(label != MASKED for label in sample["labels"])
+        counts.supervised += len(sample["labels"]) - sample["labels"].count(MASKED)
         counts.ended += sample["labels"][-len(self.codec.end) :] == self.codec.end
         counts.longest = max(counts.longest, len(head) + len(tail))
         bucket = str(-(-(len(head) + len(tail)) // 16) * 16)
@@ -266,12 +280,23 @@ def _weigh(sample: dict[str, Any], segments: Sequence[Segment], codec: Codec) ->
             sample["labels"][i] = MASKED
 
 
-def _write_arrow(path: Path, samples: Iterator[dict[str, Any]], test: bool) -> None:
-    """Samples to an Arrow stream, a thousand rows in memory at a time; the texts are kept of held-out rows alone."""
-    columns = {"input_ids": pa.list_(pa.int32()), "labels": pa.list_(pa.int32()), "weights": pa.list_(pa.float32())}
-    if test:
-        columns |= {"prompt": pa.string(), "reference": pa.string(), "where": pa.string(), "prompt_tokens": pa.int32()}
-    schema = pa.schema(columns)
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-        while batch := list(islice(samples, 1000)):
-            writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
+class _Arrow:
+    """An Arrow stream of samples. The texts are kept of held-out rows alone."""
+
+    def __init__(self, path: Path, test: bool) -> None:
+        ids, text = pa.list_(pa.int32()), pa.string()
+        columns = {"input_ids": ids, "labels": ids, "weights": pa.list_(pa.float32())}
+        columns |= {"prompt": text, "reference": text, "where": text, "prompt_tokens": pa.int32()} if test else {}
+        self._path, self._schema = path, pa.schema(columns)
+
+    def __enter__(self) -> "_Arrow":
+        self._sink = pa.OSFile(str(self._path), "wb")
+        self._stream = pa.ipc.new_stream(self._sink, self._schema)
+        return self
+
+    def write(self, samples: Iterator[dict[str, Any]]) -> None:
+        self._stream.write_batch(pa.RecordBatch.from_pylist(list(samples), schema=self._schema))
+
+    def __exit__(self, *_: object) -> None:
+        self._stream.close()
+        self._sink.close()

@@ -5,74 +5,89 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft import UserError
+from sft.codec import Codec
 from sft.recipe import Recipe
 from sft.tokenizer import unreachable
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+
+def check_model(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast") -> None:
+    """Find what is wrong with the model before any row is read or weight loaded: its config, built without memory.
+
+    Raises UserError where the model cannot be reached, has fewer positions than `trainer.max_length` or fewer
+    embeddings than the tokenizer has tokens, or lacks a layer that `lora:` names.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config = _config(recipe, tokenizer)
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    length = recipe.trainer.get("max_length", 1024)
+    if positions and (length or 2**31) > positions:
+        raise UserError(
+            f"`trainer.max_length` is {length or 'without bound'}, but {_name(recipe)} has {positions} positions; "
+            f"write trainer.max_length={positions} or less"
+        )
+    with torch.device("meta"):
+        try:
+            skeleton = AutoModelForCausalLM.from_config(config)
+        except Exception as error:  # a config may be wrong in as many ways as there are models
+            raise UserError(f"{_name(recipe)}: no causal language model can be made of its config: {error}") from error
+    rows = skeleton.get_input_embeddings().num_embeddings
+    if len(tokenizer) > rows:
+        raise UserError(
+            f"{_name(recipe)}: the tokenizer has {len(tokenizer)} tokens, the model embeds {rows}; "
+            "use the tokenizer that the model was trained with"
+        )
+    modules = dict(skeleton.named_modules())
+    for key in ("target_modules", "modules_to_save"):  # peft passes over a name that fits nothing if another one fits
+        wanted = (recipe.lora or {}).get(key)
+        for name in wanted if isinstance(wanted, list) else ():
+            if not any(module == name or module.endswith(f".{name}") for module in modules):
+                leaves = {path.rsplit(".", 1)[-1] for path, module in modules.items() if hasattr(module, "weight")}
+                raise UserError(
+                    f"`lora.{key}` names `{name}`, which this model does not have; "
+                    f"there are {', '.join(sorted(leaves))}"
+                )
 
 
 def load_base(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast", training: bool = False) -> "PreTrainedModel":
     """The base model with its quantisation, on the device at hand; a new model is made from `trainer.seed`.
 
-    Raises UserError where the model cannot be reached, is not safetensors, cannot be quantised, or does not fit the
-    tokenizer or `trainer.max_length`.
+    Raises UserError where the model cannot be reached, is not safetensors, or cannot be quantised.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, logging, set_seed
+    from transformers import AutoModelForCausalLM, logging, set_seed
 
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
     if isinstance(recipe.model, dict):
         set_seed(int(recipe.trainer.get("seed", 42)))
-        config = _new_config(recipe.model, tokenizer)
-        _check_length(recipe, config)
-        return AutoModelForCausalLM.from_config(config).to(device())
+        return AutoModelForCausalLM.from_config(_config(recipe, tokenizer)).to(device())
 
-    name = str(recipe.base.trained) if recipe.base else recipe.model
-    if recipe.base is not None and recipe.base.lora is not None:
-        raise UserError(f"{recipe.model}: a base recipe trains a whole model; this one trains an adapter")
     options = {"dtype": _dtype(recipe)} | (recipe.trainer.get("model_init_kwargs") or {})
-    try:
-        config = AutoConfig.from_pretrained(name, revision=options.get("revision", "main"))
-    except Exception as error:
-        raise UserError(unreachable(name, "model", error)) from error
-    _check_length(recipe, config)
     if recipe.quantization != "none":
         options["quantization_config"] = _quantization(recipe.quantization)
     if torch.cuda.is_available():
         options.setdefault("device_map", {"": torch.cuda.current_device()})
     try:
-        model = AutoModelForCausalLM.from_pretrained(name, use_safetensors=True, **options)
+        model = AutoModelForCausalLM.from_pretrained(_name(recipe), use_safetensors=True, **options)
     except Exception as error:
-        raise UserError(unreachable(name, "model", error)) from error
+        raise UserError(unreachable(_name(recipe), "model", error)) from error
     if recipe.quantization != "none":
-        _check_quantized(model, name, training)
-    rows: Any = model.get_input_embeddings().num_embeddings
-    if len(tokenizer) > rows:
-        raise UserError(
-            f"{name}: the tokenizer has {len(tokenizer)} tokens, the model embeds {rows}; "
-            "use the tokenizer that the model was trained with"
-        )
+        _check_quantized(model, _name(recipe), training)
     return model
 
 
 def add_adapter(model: "PreTrainedModel", recipe: Recipe) -> "PeftModel":
-    """A fresh LoRA adapter by `peft.LoraConfig`. Raises UserError for a target that names no layer."""
+    """A fresh LoRA adapter by `peft.LoraConfig`, on all linear layers where the recipe names none."""
     from peft import LoraConfig, get_peft_model
     from transformers import set_seed
 
     options = {"target_modules": "all-linear"} | (recipe.lora or {})
-    for key in ("target_modules", "modules_to_save"):
-        wanted = options.get(key)
-        for name in wanted if isinstance(wanted, list) else ():
-            if not any(module == name or module.endswith(f".{name}") for module, _ in model.named_modules()):
-                leaves = {m.rsplit(".", 1)[-1] for m, module in model.named_modules() if hasattr(module, "weight")}
-                raise UserError(
-                    f"`lora.{key}` names `{name}`, which this model does not have; "
-                    f"there are {', '.join(sorted(leaves))}"
-                )
     set_seed(int(recipe.trainer.get("seed", 42)))
     try:
         return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **options))
@@ -92,6 +107,23 @@ def load_trained(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast") -> "PreTr
     from peft import PeftModel
 
     return PeftModel.from_pretrained(load_base(recipe, tokenizer), str(recipe.trained))
+
+
+def decoding(recipe: Recipe, codec: Codec) -> "GenerationConfig":
+    """The recipe's `generation:`, greedy where it says nothing, ending at the end token of training and no other.
+
+    Raises UserError for a setting that transformers does not accept.
+    """
+    from transformers import GenerationConfig
+
+    settings = {"max_new_tokens": 128, "do_sample": False} | recipe.generation
+    ids = {"eos_token_id": codec.end[-1], "pad_token_id": codec.pad, "bos_token_id": codec.tokenizer.bos_token_id}
+    try:
+        config = GenerationConfig(**settings, **ids)
+        config.validate(strict=True)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"`generation:` is not accepted by transformers: {error}") from error
+    return config
 
 
 def device() -> str:
@@ -119,30 +151,28 @@ def _dtype(recipe: Recipe) -> Any:
     return torch.bfloat16 if frozen and torch.cuda.is_available() and has_bf16() else torch.float32
 
 
-def _new_config(settings: dict[str, Any], tokenizer: "PreTrainedTokenizerFast") -> "PreTrainedConfig":
+def _name(recipe: Recipe) -> str:
+    """The hub id or folder of the base model."""
+    if isinstance(recipe.model, dict):
+        return "the new model"
+    return str(recipe.base.trained) if recipe.base else recipe.model
+
+
+def _config(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast") -> "PreTrainedConfig":
+    """The config of the base model, or that of a new one, whose vocabulary is the tokenizer's."""
     from transformers import AutoConfig
 
-    ids = {
-        "vocab_size": len(tokenizer),
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
+    if not isinstance(recipe.model, dict):
+        options = recipe.trainer.get("model_init_kwargs") or {}
+        try:
+            return AutoConfig.from_pretrained(_name(recipe), revision=options.get("revision", "main"))
+        except Exception as error:  # the hub client raises dozens of classes
+            raise UserError(unreachable(_name(recipe), "model", error)) from error
+    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     try:
-        return AutoConfig.for_model(**(ids | settings))
+        return AutoConfig.for_model(**({"vocab_size": len(tokenizer)} | ids | recipe.model))
     except Exception as error:
         raise UserError(f"`model:` is not accepted by transformers: {error}") from error
-
-
-def _check_length(recipe: Recipe, config: "PreTrainedConfig") -> None:
-    """Past their position table some models fail and others go on in silence."""
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-    length = recipe.trainer.get("max_length", 1024)
-    if positions and (length or 2**31) > positions:
-        raise UserError(
-            f"`trainer.max_length` is {length}, but {recipe.model if isinstance(recipe.model, str) else 'the model'} "
-            f"has {positions} positions; write trainer.max_length={positions} or less"
-        )
 
 
 def _quantization(kind: str) -> Any:

@@ -195,6 +195,11 @@ OWNED = {
 }  # fmt: skip
 """Fields of the libraries that the pipeline itself decides. Setting one would be ignored or would break a promise."""
 
+POSITIVE = {"max_length", "max_steps", "num_train_epochs", "learning_rate", "per_device_train_batch_size", "r",
+            "per_device_eval_batch_size", "gradient_accumulation_steps", "lora_alpha", "max_new_tokens"}  # fmt: skip
+"""Fields of the libraries that make no sense at 0 or below, which the libraries tell late or never."""
+NO_LIMIT = ("max_steps", -1)
+
 ELSEWHERE = {
     "base_model": "model", "model_name_or_path": "model", "pretrained_model": "model", "checkpoint": "model",
     "cutoff_len": "trainer.max_length", "sequence_len": "trainer.max_length", "max_seq_length": "trainer.max_length",
@@ -385,6 +390,8 @@ def _library_problems(document: Mapping[str, Any]) -> Iterator[tuple[tuple[str, 
                 yield loc, _unknown(loc, known)
             elif problem := known[key].problem(value):
                 yield loc, f"`{section}.{key}` {problem}"
+            elif key in POSITIVE and isinstance(value, int | float) and value <= 0 and (key, value) != NO_LIMIT:
+                yield loc, f"`{section}.{key}` is {value}; it takes a number above 0"
 
 
 def _unknown(loc: tuple[str, ...], known: Mapping[str, Any]) -> str:

@@ -36,7 +36,7 @@ def read(data: Data, split: str) -> Iterator[Record]:
                 raise UserError(
                     f"{where}: no column `{column}`, which `data.columns.{field}` names; there are {_names(record)}"
                 )
-        if not _encodable(record):
+        if not encodable(record):
             raise UserError(
                 f"{where}: holds half a character (a lone surrogate, `\\ud800` to `\\udfff`); mend the text"
             )
@@ -99,10 +99,10 @@ def _raised_at(path: Path, error: BaseException) -> str:
     return f"{path}:{lines[-1]}" if lines else str(path)
 
 
-def _encodable(value: Any) -> bool:
+def encodable(value: Any) -> bool:
     """Whether all texts in it can be written as UTF-8."""
     if isinstance(value, dict | list):
-        return all(map(_encodable, value.values() if isinstance(value, dict) else value))
+        return all(map(encodable, value.values() if isinstance(value, dict) else value))
     try:
         return not isinstance(value, str) or value.isascii() or bool(value.encode())
     except UnicodeEncodeError:

@@ -27,14 +27,16 @@ class Split:
             for where, record in read(recipe.data, "test"):
                 self._held_keys.update(self._keys(record, where))
 
-    def side(self, side: str) -> Iterator[Record]:
-        """The records of `train` or `test`, in the order of the file."""
-        for number, (where, record) in enumerate(read(self._data, side)):
-            if self._held_records is not None:
-                if bool(self._held_records[number]) == (side == "test"):
-                    yield where, record
-            elif side == "test" or self._held_keys.isdisjoint(self._keys(record, where)):
-                yield where, record
+    def records(self) -> Iterator[tuple[str, Record]]:
+        """Every record with its side, `test` or `train`, in the order of the files."""
+        if self._held_records is not None:
+            for held, place in zip(self._held_records, read(self._data, "train"), strict=True):
+                yield "test" if held else "train", place
+            return
+        yield from (("test", place) for place in read(self._data, "test"))
+        for where, record in read(self._data, "train"):
+            if self._held_keys.isdisjoint(self._keys(record, where)):
+                yield "train", (where, record)
             else:
                 self.repeated += 1
 

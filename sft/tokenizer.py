@@ -50,15 +50,16 @@ def load_tokenizer(recipe: Recipe) -> "PreTrainedTokenizerFast":
         tokenizer.eos_token = eos
     if tokenizer.eos_token_id is None:
         raise UserError(f"{name}: its tokenizer has no end token; name one of its tokens in `trainer.eos_token`")
-    tokenizer.pad_token = recipe.trainer.get("pad_token") or tokenizer.pad_token or tokenizer.eos_token
+    if (pad := recipe.trainer.get("pad_token")) and pad not in tokenizer.get_vocab():
+        raise UserError(f"`trainer.pad_token` is {pad!r}, which is not in the vocabulary of {name}")
+    tokenizer.pad_token = pad or tokenizer.pad_token or tokenizer.eos_token
     _try_out(tokenizer, name)
     return tokenizer
 
 
 def unreachable(name: str, what: str, error: Exception) -> str:
     """The message for a model or tokenizer that could not be loaded, locally or from the hub."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    reason = lines[0] if lines else type(error).__name__
+    reason = " ".join(str(error).split())[:300] or type(error).__name__
     if Path(name).is_dir():
         return f"{name}: cannot load the {what} of this folder: {reason}"
     if name.startswith((".", "/", "~")) or name.count("/") > 1:

@@ -24,7 +24,7 @@ from sft.check import refuse
 from sft.codec import Codec
 from sft.data import MASKED, Tokens, max_length, prepare
 from sft.loss import output_losses, supervised_logits
-from sft.model import add_adapter, has_bf16, load_base
+from sft.model import add_adapter, check_model, decoding, has_bf16, load_base
 from sft.recipe import Recipe
 from sft.run import claim, finished, read_json, whole_folder, write_json
 from sft.show import counts_line, masked_example, pieces, say
@@ -42,13 +42,15 @@ def train(recipe: Recipe) -> Path:
     _use_all_cores(args)
     with PartialState().main_process_first():
         tokenizer = load_tokenizer(recipe)
+        check_model(recipe, tokenizer)
+        codec = Codec(tokenizer, recipe.prompt_format)
+        decoding(recipe, codec)  # a mistake in `generation:` is told now, not after hours of training
         tokens = prepare(recipe, tokenizer)
         refuse(recipe, tokens)
         claim(recipe, tokens.key)
     if finished(recipe):
         say(f"{recipe.trained}: trained already; delete {recipe.folder} to train again")
         return recipe.trained
-    codec = Codec(tokenizer, recipe.prompt_format)
     for side, counts in tokens.counts.items():
         say(counts_line(side, counts))
     first = tokens.train[0]

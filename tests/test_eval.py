@@ -13,13 +13,14 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from eval.ask import ask
-from eval.generate import decoding, write
+from eval.generate import write
 from eval.report import report, verdict
 from eval.run import evaluate_run
 from eval.score import METRICS, load_metric, row_scores, score
 from sft import UserError
 from sft.cli import main
 from sft.codec import Codec
+from sft.model import decoding
 from sft.recipe import Recipe, load
 from sft.template import load_template, template_names
 

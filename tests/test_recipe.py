@@ -118,6 +118,12 @@ def test_wrong_type_says_what_the_key_takes(mistakes: Callable[..., list[str]], 
     assert mistakes(START + wrong) == [f"r.yaml:5: {message}"]
 
 
+def test_empty_model_is_one_mistake(mistakes: Callable[..., list[str]]) -> None:
+    assert mistakes(START.replace("model: m", "model: ''")) == [
+        "r.yaml:1: `model` is empty; give it a value or remove it"
+    ]
+
+
 def test_lora_takes_what_peft_takes(mistakes: Callable[..., list[str]]) -> None:
     text = START.replace("{r: 4}", "{r: '4', bias: some, use_dora: 3, rank: 5, target_modules: 7}")
     assert mistakes(text) == [
