@@ -49,7 +49,8 @@ case "${1:-}" in "" | *=*) set -- "$here/recipes/quickstart.yaml" "$@" ;; esac
 recipe=$1; shift
 set_up
 if [ -z "${PROCESSES:-}" ]; then
-  PROCESSES=$(nvidia-smi --list-gpus 2>/dev/null | grep -c . || true)
+  PROCESSES=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU ' || true)
+  [ -z "${CUDA_VISIBLE_DEVICES:-}" ] || PROCESSES=$(tr ',' '\n' <<< "$CUDA_VISIBLE_DEVICES" | grep -c .)
   [ "$PROCESSES" -gt 0 ] || PROCESSES=1
 fi
 export PROCESSES
@@ -58,14 +59,15 @@ if [ "$PROCESSES" -gt 1 ]; then
   # else each process would take all cores; and a mistake in the data is told once, not by every process
   export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(( ($(getconf _NPROCESSORS_ONLN) + PROCESSES - 1) / PROCESSES ))}"
   train=(accelerate launch --config_file "$here/recipes/accelerate/several_processes.yaml"
-         --num_processes "$PROCESSES" -m sft train)
+         --num_processes "$PROCESSES" --main_process_port 0 -m sft train)
 fi
 
 bases=$(sft bases "$recipe" "$@")
 while IFS= read -r each; do
   settings=("$@"); [ "$each" = "$recipe" ] || settings=()
-  if [ "$PROCESSES" -gt 1 ]; then stage sft check "$each" "${settings[@]}"; fi
-  stage "${train[@]}" "$each" "${settings[@]}"
+  # (the form with + is for bash 3.2, which takes an empty array for an unset one)
+  if [ "$PROCESSES" -gt 1 ]; then stage sft check "$each" ${settings[@]+"${settings[@]}"}; fi
+  stage "${train[@]}" "$each" ${settings[@]+"${settings[@]}"}
 done <<< "$bases"
 stage sft eval "$recipe" "$@"
 stage sft report "$recipe" "$@"

@@ -23,11 +23,12 @@ HEADING = re.compile(
 )
 
 
-def template(innovation_weight: float = 1.0) -> Template:
-    """`innovation_weight` is the loss weight of what is new: the ideas, and the lines the step before does not have."""
+def template(innovation_weight: float = 1.0, remember: int = 0) -> Template:
+    """`innovation_weight` is the loss weight of what is new: the ideas, and the lines the step before does not have.
+    Only the last `remember` steps stand in the prompt, where chains are longer than the context; 0 is all of them."""
     return Template(
         fields={"field": "what the algorithms are for", "steps": "the algorithms, oldest first"},
-        prompt=prompt,
+        prompt=lambda row: prompt(row, remember),
         completion=lambda row: list(completion(row, innovation_weight)),
         metrics=("rouge", "chrf"),
         answer=lambda written: "\n".join(filter(None, read_step(written).values())) or written.strip(),
@@ -52,12 +53,12 @@ def keys(record: Row) -> Iterator[str]:
     yield from map(key, checked(record))
 
 
-def prompt(row: Row) -> str:
+def prompt(row: Row, remember: int = 0) -> str:
     """The history, up to where the next step begins. A whole chain is a history too: it asks for the step after it."""
     steps = checked(row)
-    lines = ["Each algorithm below improves on the one before it. Write the next one.", f"Field: {row['field']}"]
-    for number, step in enumerate(steps):
-        lines += ["", f"# Step {number + 1}", *history(step, steps[number - 1] if number else None)]
+    lines = ["Each algorithm below improves on the one before it. Write the next one.", "Field: " + row["field"]]
+    for number in range(max(0, len(steps) - remember) if remember else 0, len(steps)):
+        lines += ["", f"# Step {number + 1}", *history(steps[number], steps[number - 1] if number else None)]
     lines += [*section("Weaknesses", text(steps[-1], "weaknesses")), "", f"# Step {len(steps) + 1}", ""]
     return "\n".join(lines)
 

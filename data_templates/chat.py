@@ -42,11 +42,13 @@ def samples(record: Row) -> Iterator[Row]:
 
 def turns(record: Row) -> list[Message]:
     """The turns as {role, content}; what is not text, or no turn of these roles, is refused, never turned into text."""
-    if {"chosen", "rejected"} <= record.keys():
-        raise ValueError("a preference pair; this trains on one right answer: map `data.columns.messages: chosen`")
+    if isinstance(record["messages"], str):  # a question, as `sft generate --prompt` asks it
+        return [{"role": "user", "content": record["messages"]}]
     if not isinstance(record["messages"], list):
         raise ValueError("`messages` is not a list of turns")
-    found: list[Message] = []
+    if record.get("tools") or record.get("functions"):
+        raise ValueError("offers tools; tool calls are not supported: leave the row out")
+    found: list[Message] = [{"role": "system", "content": record["system"]}] if record.get("system") else []
     for place, turn in enumerate(record["messages"], 1):
         where = f"turn {place}"
         if not isinstance(turn, dict):

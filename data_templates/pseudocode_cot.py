@@ -19,7 +19,7 @@ def template(instruction: str = "", shots: Sequence[Row] = (), language: str = "
     asks, steps, answers = WORDS[language]
 
     def ask(row: Row) -> str:
-        return f"{asks}{row['question']}\n{steps}\n"
+        return asks + row["question"] + f"\n{steps}\n"
 
     def solve(row: Row) -> str:
         return f"{row['pseudocode'].rstrip()}\n{answers}{row['answer']}"

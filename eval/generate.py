@@ -34,6 +34,7 @@ def write(
             input_ids=torch.tensor(ids, device=model.device),
             attention_mask=torch.tensor(mask, device=model.device),
             generation_config=room,
+            tokenizer=codec.tokenizer,
         )
         for i, row in zip(batch, output[:, width:].tolist(), strict=True):
             written[i] = _read(codec, row)

@@ -9,11 +9,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from eval.score import read_predictions
 from sft import UserError
-from sft.recipe import Recipe
-from sft.run import read_json, write_text
+from sft.files import read_json, write_text
+from sft.recipe import Recipe, dump
 from sft.show import say, table
 
 SAMPLES = 8
+FEW = 10
+"""Held-out rows below which a bootstrap says little."""
 PROMPTS = {"chat": "through the chat template", "plain": "as plain text"}
 PLAIN = {
     "loss": "loss on outputs",
@@ -43,7 +45,6 @@ def report(recipe: Recipe) -> Path:
     )
     page = environment.get_template("report.html.j2").render(
         name=recipe.folder.name,
-        recipe=recipe,
         train=trained,
         scores=scores,
         verdict=verdict(scores),
@@ -51,13 +52,13 @@ def report(recipe: Recipe) -> Path:
         curves=_curves(trained["log"]),
         samples=_samples(folder),
         facts=_facts(recipe, trained, scores),
-        recipe_text=(recipe.folder / "recipe.yaml").read_text("utf-8"),
+        recipe_text=dump(recipe),
         written=time.strftime("%Y-%m-%d %H:%M"),
     )
     path = recipe.folder / "report.html"
     write_text(path, page)
-    say(_terminal(scores))
-    say(verdict(scores))
+    print(_terminal(scores))
+    print(verdict(scores))
     say(f"report: {path}")
     return path
 
@@ -69,6 +70,8 @@ def verdict(scores: dict[str, Any]) -> str:
         return (
             f"Trained from scratch: loss {loss['tuned']['value']:.3f} on the outputs of {scores['rows']} held-out rows."
         )
+    if scores["rows"] < FEW:
+        return f"{scores['rows']} held-out rows are too few to tell base and tuned model apart; hold out {FEW} or more."
     difference = loss["difference"]
     change = (
         f"loss on {scores['rows']} held-out rows {loss['base']['value']:.3f} → {loss['tuned']['value']:.3f} "
@@ -145,9 +148,11 @@ def _facts(recipe: Recipe, trained: dict[str, Any], scores: dict[str, Any]) -> l
     if recipe.lora is None:
         method = "from scratch" if isinstance(recipe.model, dict) else "all weights"
     else:
+        kinds = [kind for kind, key in (("DoRA", "use_dora"), ("rsLoRA", "use_rslora")) if recipe.lora.get(key)]
+        method = method.replace("LoRA", kinds[0], 1) if kinds and "QLoRA" not in method else method
         method += f", r = {recipe.lora.get('r', 8)}"
     train, test = trained["counts"]["train"], trained["counts"]["test"]
-    facts = [
+    return [
         ("Model", _short(recipe.model) if isinstance(recipe.model, str) else f"a new {recipe.model['model_type']}"),
         ("Method", f"{method}; {trained['trainable_parameters']:,} of {trained['parameters']:,} parameters trained"),
         (
@@ -171,14 +176,14 @@ def _facts(recipe: Recipe, trained: dict[str, Any], scores: dict[str, Any]) -> l
         ),
         (
             "Training",
-            f"{trained['steps']:,} steps, {trained['epochs']:.2f} epochs, {_duration(trained['seconds'])} on "
+            (f"from step {trained['since']:,}, where it was interrupted, to " if trained["since"] else "")
+            + f"{trained['steps']:,} steps, {trained['epochs']:.2f} epochs, {_duration(trained['seconds'])} on "
             f"{trained['device']}, {trained['processes']} process{'es' if trained['processes'] > 1 else ''}, "
             f"{trained['tokens_seen'] / max(trained['seconds'], 1e-9):,.0f} tokens a second",
         ),
         ("Peak memory", f"{trained['peak_memory_bytes'] / 2**30:.2f} GiB"),
         ("Versions", ", ".join(f"{name} {number}" for name, number in trained["versions"].items())),
     ]
-    return [(name, value) for name, value in facts]
 
 
 def _short(name: str) -> str:

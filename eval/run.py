@@ -13,11 +13,12 @@ from eval.generate import as_base, write
 from eval.score import score
 from sft import UserError
 from sft.codec import Codec
-from sft.data import prepare
+from sft.data import codec_of, prepare
+from sft.files import read_json, whole_folder, write_json, write_text
 from sft.loss import output_losses
 from sft.model import decoding, load_base, load_trained
 from sft.recipe import Recipe
-from sft.run import finished, read_json, whole_folder, write_json, write_text
+from sft.run import check_owner, finished
 from sft.show import say
 from sft.template import load_template
 from sft.tokenizer import load_tokenizer
@@ -28,9 +29,8 @@ def evaluate_run(recipe: Recipe) -> Path:
     if not finished(recipe):
         raise UserError(f"{recipe.folder}: not trained yet; run `sft train` first")
     tokenizer, template = load_tokenizer(recipe), load_template(recipe)
-    tokens, codec = prepare(recipe, tokenizer), Codec(tokenizer, recipe.prompt_format)
-    if tokens.key != read_json(recipe.folder / "run.json")["tokens"]:
-        raise UserError(f"{recipe.folder}: was trained on other data or with another template than the recipe has now")
+    tokens, codec = prepare(recipe, tokenizer), codec_of(recipe, tokenizer)
+    check_owner(recipe, tokens.key)
     made_of = {
         "tokens": tokens.key,
         "generation": recipe.generation,

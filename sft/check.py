@@ -6,9 +6,9 @@ from typing import Any
 
 from sft import UserError
 from sft.codec import Codec
-from sft.data import Tokens, max_length, prepare
+from sft.data import Tokens, codec_of, max_length, prepare
 from sft.recipe import Recipe
-from sft.show import counts_table, example_by_token, histogram, say
+from sft.show import counts_table, example_by_token, histogram
 from sft.tokenizer import load_tokenizer
 
 
@@ -24,18 +24,18 @@ def check(recipe: Recipe, show: int = 0, as_json: bool = False) -> None:
     Raises Refused, for exit status 1, where a threshold of `check:` is broken.
     """
     tokenizer = load_tokenizer(recipe)
-    tokens, codec = prepare(recipe, tokenizer), Codec(tokenizer, recipe.prompt_format)
+    tokens, codec = prepare(recipe, tokenizer), codec_of(recipe, tokenizer)
     broken = problems(recipe, tokens)
     rows = [tokens.train[i] for i in range(min(show, len(tokens.train)))]
     if as_json:
         print(json.dumps(as_data(tokens, codec, broken) | {"rows": rows}, ensure_ascii=False))
     else:
-        say(counts_table(tokens.counts))
-        say(f"\nlengths in tokens; trainer.max_length is {max_length(recipe)}")
-        say(histogram(tokens.counts["train"]))
-        say(f"\nthe prompt goes {'through the chat template' if codec.chat else 'in as plain text'}")
+        print(counts_table(tokens.counts))
+        print(f"\nlengths in tokens; trainer.max_length is {max_length(recipe)}")
+        print(histogram(tokens.counts["train"]))
+        print(f"\nthe prompt goes {'through the chat template' if codec.chat else 'in as plain text'}")
         for row in rows:
-            say("\n" + example_by_token(codec, row["input_ids"], row["labels"]))
+            print("\n" + example_by_token(codec, row["input_ids"], row["labels"], row.get("weights")))
     if broken:
         raise Refused("\n".join(broken))
 
@@ -57,9 +57,10 @@ def problems(recipe: Recipe, tokens: Tokens) -> list[str]:
         ("trimmed", ["trimmed"], "prompts lost their beginning", "raise trainer.max_length"),
         ("changed", ["changed"], "outputs are not given back by the tokenizer", "clean the texts"),
         ("duplicates", [], "rows are there more than once", "remove them"),
-        ("suspicious", damaged, "texts look damaged", "mend the file"),
+        ("damaged", damaged, "rows hold text that looks damaged", "mend the file"),
+        ("empty", ["empty"], "rows have an empty field", "fill it in, or remove them"),
     ):
-        count = sum(sum(c.suspicious.values()) if name == "suspicious" else getattr(c, name) for c in sides)
+        count = sum(getattr(counts, name) for counts in sides)
         limit = getattr(recipe.check, f"max_{name}")
         if count > limit * seen:
             first = [f"; the first: {c.examples[e]}" for c in sides for e in examples if e in c.examples][:1]

@@ -23,7 +23,12 @@ STAGES = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit status: 0; 2 after a mistake the user can mend; 1 where `check` refuses."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if wrong := [word for word in rest if word.startswith("-") or "=" not in word]:
+        parser.error(f"unrecognized arguments: {' '.join(wrong)}")
+    if rest:  # overrides that stand behind an option
+        options.overrides += rest
     signal.signal(signal.SIGTERM, _terminate)
     _quieten()
     try:
@@ -32,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"sft: {error}", file=sys.stderr)
         return error.status
     except KeyboardInterrupt:
-        print("\nsft: interrupted; the same command goes on from the last whole checkpoint", file=sys.stderr)
+        print("\nsft: interrupted; a training goes on from its last whole checkpoint", file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python flushes at its end
@@ -75,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _with_recipe(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file")
+    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the folder of a run")
     parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="settings that replace those of the recipe")
     return parser
 
@@ -103,11 +108,25 @@ def _generate(options: argparse.Namespace) -> None:
     recipe = _load(options)
     from eval.ask import ask
 
-    given = options.row or options.prompt
-    questions = [given] if given is not None else (line.rstrip("\n") for line in sys.stdin)
+    if options.row is not None:
+        questions: Any = [_row(options.row)]
+    elif options.prompt is not None:
+        questions = [options.prompt]
+    else:
+        questions = (_row(line) if line.lstrip().startswith("{") else line.rstrip("\n") for line in sys.stdin)
     several = options.samples > 1 or options.steps > 1
     for step, sample, text in ask(recipe, questions, options.base, options.samples, options.steps):
         print(f"--- step {step}, sample {sample}\n{text}" if several else text, flush=True)
+
+
+def _row(text: str) -> dict[str, Any]:
+    try:
+        row = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"the row is broken JSON at column {error.colno}: {error.msg}") from None
+    if not isinstance(row, dict):
+        raise UserError("a row is a JSON object of the template's fields, {...}")
+    return row
 
 
 def _bases(options: argparse.Namespace) -> None:

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
+ANSWER = "0193"
+"""Stands for an answer where a chat template is tried out; no template writes it by itself."""
+
+
 class Codec:
     """Text to ids and back. What follows a prompt gets no space put before it that was not there."""
 
@@ -29,9 +33,9 @@ class Codec:
         self._prompts = Tokenizer.from_str(json.dumps(spec))
         self._outputs = Tokenizer.from_str(json.dumps(_continuing(spec)))
         self._prompts.encode_special_tokens = not self.chat  # "</s>" in a user's text is text, not an end token
-        self._outputs.encode_special_tokens = True
         self.start = [] if self.chat else _added_before(tokenizer)
-        self.end = self._chat_end() if self.chat else [int(tokenizer.eos_token_id)]
+        self.opening, self.lead, self.end = self._turn() if self.chat else ("", "", [int(tokenizer.eos_token_id)])
+        self._outputs.encode_special_tokens = True
         names = sorted(special(tokenizer), key=len, reverse=True)
         self.special = re.compile("|".join(map(re.escape, names)) or "(?!)")
         """The names of special tokens: in a text that goes through a chat template they would become such tokens."""
@@ -43,19 +47,28 @@ class Codec:
         alone = [int(self.tokenizer.bos_token_id if self.tokenizer.bos_token_id is not None else self.end[0])]
         return [self.start + encoding.ids or alone for encoding in batch]
 
+    def trimmed(self, head: Sequence[int], room: int) -> list[int] | None:
+        """A prompt's ids without its oldest tokens, to fit into so many. None where nothing would be left of it, and
+        for a prompt in a chat template, which is none with its head cut off."""
+        kept = room - len(self.start)
+        return None if self.chat or kept < 1 else self.start + list(head[len(self.start) :][-kept:])
+
     def outputs(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of texts that follow a prompt, without their end token."""
-        return [encoding.ids for encoding in self._outputs.encode_batch_fast(list(texts), add_special_tokens=False)]
+        led = [self.lead + text for text in texts]
+        return [encoding.ids for encoding in self._outputs.encode_batch_fast(led, add_special_tokens=False)]
 
     def weights(self, segments: Sequence[Segment]) -> list[float]:
         """The loss weight of each token of an output in segments: that of the segment it begins in."""
-        encoding = self._outputs.encode("".join(s.text for s in segments), add_special_tokens=False)
-        weights = [segment.weight for segment in segments for _ in segment.text]
+        encoding = self._outputs.encode(self.lead + "".join(s.text for s in segments), add_special_tokens=False)
+        weights = [segments[0].weight for _ in self.lead]
+        weights += [segment.weight for segment in segments for _ in segment.text]
         return [weights[min(start, len(weights) - 1)] for start, _ in encoding.offsets]
 
     def text(self, outputs: Sequence[Sequence[int]]) -> list[str]:
         """Output ids back to text; `outputs` and `text` are each other's inverse where the tokenizer loses nothing."""
-        return list(self._outputs.decode_batch([list(ids) for ids in outputs], skip_special_tokens=False))
+        texts = self._outputs.decode_batch([list(ids) for ids in outputs], skip_special_tokens=False)
+        return [text.removeprefix(self.lead) for text in texts]
 
     def unchanged(self, texts: Sequence[str], outputs: Sequence[Sequence[int]]) -> list[bool]:
         """Whether each text comes back from its ids, up to the tokenizer's own normalisation of Unicode."""
@@ -84,29 +97,33 @@ class Codec:
         ]
 
     def _written(self, prompt: Prompt) -> str:
-        """A prompt as the text that is tokenised. An empty one, before a running text, is no turn of a conversation."""
-        if not self.chat or not prompt:
+        """A prompt as the text that is tokenised."""
+        if not self.chat:
             return as_text(prompt)
-        return self._render([{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt)
+        return self._render([{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt) + self.opening
 
     def _render(self, messages: Sequence[Message], generation: bool = True) -> str:
         turns = [dict(message) for message in messages]
         return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation))
 
-    def _chat_end(self) -> list[int]:
-        """The ids that end an answer in the chat template, up to and with its first special token."""
+    def _turn(self) -> tuple[str, str, list[int]]:
+        """What the chat template puts between a prompt and its answer, and the ids that end the answer, up to and with
+        its first special token. A space before the answer is learned with it; text, such as an empty block of thoughts,
+        belongs to the prompt."""
         if not self.tokenizer.chat_template:
             raise UserError("`prompt_format: chat`, but this tokenizer has no chat template; write `plain`")
-        question, answer = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+        question, answer = {"role": "user", "content": "q"}, {"role": "assistant", "content": ANSWER}
         prompt, whole = self._render([question]), self._render([question, answer], generation=False)
-        if not whole.startswith(prompt + "a"):
+        lead, _, tail = whole.removeprefix(prompt).partition(ANSWER)
+        if not whole.startswith(prompt) or not tail:
             raise UserError(
                 "the chat template of this tokenizer does not put the answer right after the prompt; "
                 "write `prompt_format: plain`"
             )
-        tail = self._prompts.encode(whole[len(prompt) + 1 :], add_special_tokens=False).ids
-        ends = [i for i, token in enumerate(tail) if token in special(self.tokenizer).values()]
-        return tail[: ends[0] + 1] if ends else [*tail, int(self.tokenizer.eos_token_id)]
+        ids = self._outputs.encode(tail, add_special_tokens=False).ids  # it still reads special tokens as such
+        ends = [i for i, token in enumerate(ids) if token in special(self.tokenizer).values()]
+        end = ids[: ends[0] + 1] if ends else [*ids, int(self.tokenizer.eos_token_id)]
+        return (lead, "", end) if lead.strip() else ("", lead, end)
 
 
 def special(tokenizer: "PreTrainedTokenizerFast") -> dict[str, int]:

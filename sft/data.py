@@ -5,9 +5,7 @@ The loss falls on the output and its end token alone: `labels` repeats `input_id
 
 import hashlib
 import json
-import os
 import re
-import shutil
 from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -22,6 +20,7 @@ import data_templates
 from data_templates import Row, Segment, Template, as_text
 from sft import UserError
 from sft.codec import Codec
+from sft.files import whole_folder
 from sft.recipe import Recipe
 from sft.rows import Record, fingerprint
 from sft.split import Split, hashed
@@ -41,7 +40,7 @@ SUSPICIOUS = {
     "a replacement character (�): bytes were lost when the text was decoded": re.compile("\ufffd"),
     "a control character": re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]"),
     "a byte order mark inside the text": re.compile("\ufeff"),
-    "UTF-8 that was read as Latin-1 (mojibake)": re.compile("[\u00c2\u00c3][\u0080-\u00bf]|â€|ã€|å[\u0080-\u00bf]"),
+    "UTF-8 that was read as Latin-1 (mojibake)": re.compile("[\u00c2\u00c3][\u0080-\u00bf]|â€|ã€|å[\u0080-\u00bf]{2}"),
 }
 SPECIAL = "the name of a special token, which becomes that token in a chat template"
 
@@ -74,8 +73,12 @@ class Counts:
     weighted: int = 0
     """Rows with a loss weight other than 1."""
     longest: int = 0
+    empty: int = 0
+    """Rows with a field that holds nothing."""
+    damaged: int = 0
+    """Rows with a text that looks wrong."""
     suspicious: dict[str, int] = field(default_factory=dict)
-    """What looks wrong in a text -> rows."""
+    """What looks wrong -> texts, of which a row has two."""
     lengths: dict[str, int] = field(default_factory=dict)
     """Length in tokens, rounded up to a multiple of 16 -> rows."""
     examples: dict[str, str] = field(default_factory=dict)
@@ -111,19 +114,22 @@ def prepare(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast") -> Tokens:
     key = _key(recipe, tokenizer)
     folder = recipe.folder.parent / ".tokens" / f"{key}-{_code()}"
     if not folder.is_dir():
-        part = folder.with_name(f"{folder.name}.{os.getpid()}.part")
-        part.mkdir(parents=True)
-        try:
-            _write(recipe, Codec(tokenizer, recipe.prompt_format), part)
-            part.rename(folder) if not folder.is_dir() else shutil.rmtree(part)
-        except BaseException:
-            shutil.rmtree(part, ignore_errors=True)
-            raise
+        with whole_folder(folder) as part:
+            _write(recipe, codec_of(recipe, tokenizer), part)
     counts = {side: Counts(**c) for side, c in json.loads((folder / "counts.json").read_text("utf-8")).items()}
     train, test = (Dataset.from_file(str(folder / f"{side}.arrow")) for side in ("train", "test"))
     if not any(c.weighted for c in counts.values()):
         train, test = train.remove_columns("weights"), test.remove_columns("weights")
     return Tokens(train, test, counts, key)
+
+
+def codec_of(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast") -> Codec:
+    """The codec of a recipe. A template without a prompt, as for running text, has no turns for a chat template."""
+    template = load_template(recipe)
+    example = next(iter(template.samples(template.example)))
+    if template.prompt(example) or recipe.prompt_format == "chat":
+        return Codec(tokenizer, recipe.prompt_format)
+    return Codec(tokenizer, "plain")
 
 
 def max_length(recipe: Recipe) -> int:
@@ -136,7 +142,7 @@ def _key(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast") -> str:
     data = recipe.data
     settings: list[Any] = [recipe.template_options, recipe.prompt_format, max_length(recipe), data.overflow]
     settings += [data.test is None, data.test_fraction, data.seed]
-    parts = [fingerprint(data, "train"), fingerprint(data, "test"), repr(settings)]
+    parts = [fingerprint(data, "train"), fingerprint(data, "test") if data.test else "", repr(settings)]
     parts += [tokenizer.backend_tokenizer.to_str(), str(tokenizer.special_tokens_map), str(tokenizer.chat_template)]
     return _digest(*parts, template_file(recipe).read_text("utf-8"))
 
@@ -171,7 +177,7 @@ def _write(recipe: Recipe, codec: Codec, folder: Path) -> None:
     for side, found in counts.items():
         if not found.rows:
             raise UserError(
-                f"{recipe.data.train}: no row is left for the {side} side: of {found.records} records {found.dropped} "
+                f"{recipe.data.train}: no row is left for the {side} side: {found.dropped} "
                 f"are longer than `trainer.max_length` ({max_length(recipe)} tokens), and {found.repeated} more are "
                 "held out already; raise `trainer.max_length` or shorten the outputs"
             )
@@ -219,13 +225,19 @@ class _Encoder:
         """Count what a person should know of the texts before they are trained on."""
         patterns = SUSPICIOUS | ({SPECIAL: self.codec.special} if self.codec.chat else {})
         unchanged, merged = self.codec.unchanged(outputs, tails), self.codec.merged(prompts, outputs, heads, tails)
-        for (where, _), prompt, output, same, seam in zip(places, prompts, outputs, unchanged, merged, strict=True):
+        for (where, row), prompt, output, same, seam in zip(places, prompts, outputs, unchanged, merged, strict=True):
             if not same:
                 self.counts.changed += 1
                 self.counts.note("changed", where, repr(output[:80]))
             if seam:
                 self.counts.seams += 1
                 self.counts.note("seams", where, f"{prompt[-12:]!r} + {output[:12]!r}")
+            for name in self.template.fields:
+                if isinstance(row.get(name), str) and not row[name].strip():
+                    self.counts.empty += 1
+                    self.counts.note("empty", where, f"`{name}`")
+                    break
+            self.counts.damaged += any(pattern.search(t) for pattern in patterns.values() for t in (prompt, output))
             for text in (prompt, output):
                 for what, pattern in patterns.items():
                     if found := pattern.search(text):
@@ -236,23 +248,24 @@ class _Encoder:
         self, where: str, head: list[int], tail: list[int], segments: Sequence[Segment]
     ) -> dict[str, Any] | None:
         """One row of ids and labels, or None where it does not fit."""
-        tail, counts, start = tail + self.codec.end, self.counts, self.codec.start
+        tail, counts = tail + self.codec.end, self.counts
         length = len(head) + len(tail)
         if length > self.room:
-            kept = self.room - len(tail) - len(start)
             if self.recipe.data.overflow == "error":
                 raise UserError(
                     f"{where}: {length} tokens, `trainer.max_length` is {self.room}; raise it, "
                     "or write `data.overflow: trim_prompt` or `drop`"
                 )
-            # a chat template with its head cut off is no prompt, and without any prompt the output follows from nothing
-            if self.recipe.data.overflow == "drop" or kept < 1 or self.codec.chat:
+            if (
+                self.recipe.data.overflow == "drop"
+                or (trimmed := self.codec.trimmed(head, self.room - len(tail))) is None
+            ):
                 counts.dropped += 1
                 counts.note("dropped", where, f"{length} tokens, {len(tail)} of them output")
                 return None
             counts.trimmed += 1
             counts.note("trimmed", where, f"{length} tokens, {len(tail)} of them output")
-            head = start + head[-kept:]
+            head = trimmed
         sample: dict[str, Any] = {"input_ids": head + tail, "labels": [MASKED] * len(head) + tail}
         if any(segment.weight != 1 for segment in segments):
             _weigh(sample, segments, self.codec)
@@ -268,13 +281,11 @@ class _Encoder:
 
 
 def _weigh(sample: dict[str, Any], segments: Sequence[Segment], codec: Codec) -> None:
-    """Add the loss weight of each token, scaled to a mean of 1 over the row's learned tokens, so that a row counts as
-    much as without weights. A weight of 0 takes the label away as well. The end token weighs as an ordinary token."""
+    """Add the loss weight of each token. A weight of 0 takes the label away as well; the end token weighs 1."""
     weights = codec.weights(segments)
     weights += [1.0] * len(codec.end)
     start = len(sample["input_ids"]) - len(weights)
-    scale = sum(weight > 0 for weight in weights) / sum(weights)
-    sample["weights"] = [0.0] * start + [weight * scale for weight in weights]
+    sample["weights"] = [0.0] * start + weights
     for i, weight in enumerate(weights, start):
         if not weight:
             sample["labels"][i] = MASKED

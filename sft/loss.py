@@ -42,8 +42,9 @@ def output_losses(
     for batch in batches_by_length([len(ids) for ids in rows["input_ids"]], batch_tokens):
         inputs = right_padded([rows[i] for i in batch], pad, model.device)
         logits, targets = supervised_logits(model, inputs)
-        losses = cross_entropy(logits.float(), targets, reduction="none")
-        correct = logits.argmax(-1) == targets
+        chunks = list(zip(logits.split(1024), targets.split(1024), strict=True))  # the head's width is the vocabulary
+        losses = torch.cat([cross_entropy(some.float(), right, reduction="none") for some, right in chunks])
+        correct = torch.cat([some.argmax(-1) == right for some, right in chunks])
         counts = (inputs["labels"][:, 1:] != MASKED).sum(1).tolist()
         for i, loss, right in zip(batch, losses.split(counts), correct.split(counts), strict=True):
             results[i] = (loss.double().sum().item(), int(right.sum()), len(loss))

@@ -59,20 +59,18 @@ def load_base(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast", training: bo
 
     Raises UserError where the model cannot be reached, is not safetensors, or cannot be quantised.
     """
-    import torch
     from transformers import AutoModelForCausalLM, logging, set_seed
 
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
     if isinstance(recipe.model, dict):
         set_seed(int(recipe.trainer.get("seed", 42)))
-        return AutoModelForCausalLM.from_config(_config(recipe, tokenizer)).to(device())
+        return AutoModelForCausalLM.from_config(_config(recipe, tokenizer)).to(device(recipe))
 
     options = {"dtype": _dtype(recipe)} | (recipe.trainer.get("model_init_kwargs") or {})
     if recipe.quantization != "none":
         options["quantization_config"] = _quantization(recipe.quantization)
-    if torch.cuda.is_available():
-        options.setdefault("device_map", {"": torch.cuda.current_device()})
+    options.setdefault("device_map", {"": device(recipe)})
     try:
         model = AutoModelForCausalLM.from_pretrained(_name(recipe), use_safetensors=True, **options)
     except Exception as error:
@@ -103,7 +101,7 @@ def load_trained(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast") -> "PreTr
         raise UserError(f"{recipe.folder}: not trained yet; run `sft train` first")
     if recipe.lora is None:
         whole: PreTrainedModel = AutoModelForCausalLM.from_pretrained(recipe.trained, dtype=_dtype(recipe))
-        return whole.to(device())  # type: ignore[arg-type]  # its signature is lost in a decorator
+        return whole.to(device(recipe))  # type: ignore[arg-type]  # its signature is lost in a decorator
     from peft import PeftModel
 
     return PeftModel.from_pretrained(load_base(recipe, tokenizer), str(recipe.trained))
@@ -121,16 +119,19 @@ def decoding(recipe: Recipe, codec: Codec) -> "GenerationConfig":
     try:
         config = GenerationConfig(**settings, **ids)
         config.validate(strict=True)
+        if not config.max_new_tokens:
+            raise ValueError("`max_new_tokens` is empty; write a number above 0")
     except (TypeError, ValueError) as error:
         raise UserError(f"`generation:` is not accepted by transformers: {error}") from error
     return config
 
 
-def device() -> str:
-    """Where models run."""
+def device(recipe: Recipe) -> str:
+    """Where models run: on the GPU of this process, if there is one and `trainer.use_cpu` does not say otherwise."""
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    on_gpu = torch.cuda.is_available() and not recipe.trainer.get("use_cpu")
+    return f"cuda:{torch.cuda.current_device()}" if on_gpu else "cpu"
 
 
 def has_bf16() -> bool:
@@ -148,7 +149,7 @@ def _dtype(recipe: Recipe) -> Any:
     import torch
 
     frozen = recipe.lora is not None
-    return torch.bfloat16 if frozen and torch.cuda.is_available() and has_bf16() else torch.float32
+    return torch.bfloat16 if frozen and device(recipe) != "cpu" and has_bf16() else torch.float32
 
 
 def _name(recipe: Recipe) -> str:

@@ -9,6 +9,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -88,7 +89,7 @@ class Eval(Section):
     rows: int = Field(default=64, ge=0)
     """Number of held-out prompts to generate from. The loss is measured on all held-out rows."""
 
-    batch_tokens: int = Field(default=16384, gt=0)
+    batch_tokens: int = Field(default=8192, gt=0)
     """Bound on rows x length of one batch: what bounds the memory of scoring and generating."""
 
     seed: int = 42
@@ -110,8 +111,11 @@ class Check(Section):
     max_duplicates: float = Field(default=0.5, ge=0, le=1)
     """Rows that are there more than once."""
 
-    max_suspicious: float = Field(default=0.01, ge=0, le=1)
-    """Texts with replacement or control characters, byte order marks, or UTF-8 that was read as Latin-1."""
+    max_damaged: float = Field(default=0.01, ge=0, le=1)
+    """Rows with replacement or control characters, byte order marks, or UTF-8 that was read as Latin-1."""
+
+    max_empty: float = Field(default=0.01, ge=0, le=1)
+    """Rows with a field that holds nothing. An empty output is an error in any case."""
 
 
 class Recipe(Section):
@@ -161,7 +165,7 @@ class Recipe(Section):
         assert self.output is not None, "a recipe from `load` has its output set"
         return Path(self.output)
 
-    @property
+    @cached_property
     def base(self) -> "Recipe | None":
         """The recipe that `model` names, if it names one."""
         return load(self.model) if isinstance(self.model, str) and self.model.endswith((".yaml", ".yml")) else None
@@ -186,12 +190,20 @@ OWNED = {
         "dataset_kwargs": "rows reach the trainer with ids and labels; there is nothing left to prepare",
         "chat_template_path": "the tokenizer's own chat template is used; see `prompt_format`",
         "trust_remote_code": "code from the hub is never run",
-        "activation_offloading": "it is not supported here; use `gradient_checkpointing`",
+        "activation_offloading": "it is not supported here; use `activation_checkpointing`",
+        "padding_free": "`packing` does it, and is proven not to leak before it is used",
+        "fsdp": "each process holds the whole model here", "fsdp_config": "each process holds the whole model here",
+        "deepspeed": "each process holds the whole model here",
+        "parallelism_config": "each process holds the whole model here",
     },
     "lora": {"task_type": "it is always CAUSAL_LM", "base_model_name_or_path": "it is `model` at the top level",
              "inference_mode": "it is set by the stage"},
     "generation": {"max_length": "set `max_new_tokens`", "eos_token_id": "the end token is that of training",
-                   "pad_token_id": "it is that of the tokenizer", "bos_token_id": "it is that of the tokenizer"},
+                   "pad_token_id": "it is that of the tokenizer", "bos_token_id": "it is that of the tokenizer",
+                   "num_return_sequences": "write `sft generate --samples N`",
+                   "return_dict_in_generate": "the text alone is kept", "output_scores": "the text alone is kept",
+                   "output_logits": "the text alone is kept", "output_attentions": "the text alone is kept",
+                   "output_hidden_states": "the text alone is kept"},
 }  # fmt: skip
 """Fields of the libraries that the pipeline itself decides. Setting one would be ignored or would break a promise."""
 
@@ -294,6 +306,8 @@ def _load(path: Path, overrides: Sequence[str], above: tuple[Path, ...]) -> Reci
 def _find_recipe(path: Path) -> Path:
     if path.is_file():
         return path
+    if (path / "run.json").is_file() and (path / "recipe.yaml").is_file():
+        return path / "recipe.yaml"  # a run's folder stands for its recipe
     if path.parent in (Path(), Path("recipes")) and (SHIPPED / path.name).with_suffix(".yaml").is_file():
         return (SHIPPED / path.name).with_suffix(".yaml")
     if path.is_dir():
@@ -436,7 +450,14 @@ def _contradictions(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
             yield ("lora",), "a new model is trained whole: remove `lora:` and `quantization:`"
     elif isinstance(recipe.tokenizer, NewTokenizer):
         yield ("tokenizer",), "a new tokenizer needs a new model: remove `tokenizer:`, or make `model:` a mapping"
-    elif recipe.tokenizer is not None and recipe.model.endswith((".yaml", ".yml")):
+    if (recipe.trainer.get("model_init_kwargs") or {}).get("trust_remote_code"):
+        yield ("trainer", "model_init_kwargs"), "`trust_remote_code` cannot be set: code from the hub is never run"
+    if (start := (recipe.lora or {}).get("init_lora_weights", True)) not in (True, False, "gaussian"):
+        message = (
+            f"`lora.init_lora_weights: {start}` changes the base model, to which the result is compared; leave it out"
+        )
+        yield ("lora", "init_lora_weights"), message
+    if isinstance(recipe.model, str) and isinstance(recipe.tokenizer, str) and recipe.model.endswith((".yaml", ".yml")):
         yield ("tokenizer",), "`tokenizer` cannot be set where `model` is a recipe; that recipe decides it"
 
 

@@ -67,7 +67,7 @@ def fingerprint(data: Data, split: str) -> str:
             )
         ).encode()
     )
-    if source.suffix.lower() == ".py":  # it may read other files
+    if source.suffix.lower() == ".py" or not source.exists():  # it may read other files, or it is on the hub
         for _, record in read(data, split):
             digest.update(repr(record).encode())
     for file in _files(source) if source.exists() else ():

@@ -26,6 +26,8 @@ WORDS = {
     "seams": "seams that would have merged",
     "changed": "outputs the tokenizer changes",
     "weighted": "rows with loss weights",
+    "empty": "rows with an empty field",
+    "damaged": "rows that look damaged",
 }
 
 
@@ -37,7 +39,7 @@ def say(text: str = "") -> None:
 
 def coloured() -> bool:
     """Whether the terminal takes colour; see https://no-color.org."""
-    return sys.stderr.isatty() and "NO_COLOR" not in os.environ
+    return sys.stderr.isatty() and sys.stdout.isatty() and "NO_COLOR" not in os.environ
 
 
 def pieces(tokenizer: "PreTrainedTokenizerFast", ids: Sequence[int], labels: Sequence[int]) -> list[tuple[str, bool]]:
@@ -53,18 +55,19 @@ def masked_example(codec: Codec, ids: Sequence[int], labels: Sequence[int]) -> s
     return f"{_head(codec, labels)}\n{text}"
 
 
-def example_by_token(codec: Codec, ids: Sequence[int], labels: Sequence[int]) -> str:
-    """The same, with a bar between tokens."""
-    parts = list(zip(_grown(codec.tokenizer, ids, range(1, len(ids) + 1)), labels, strict=True))
-    if coloured():
-        text = f"{GREY}│{OFF}".join(f"{GREEN}{part}{OFF}" if label != MASKED else part for part, label in parts)
-    else:
-        stretches = [
-            (learned, "│".join(part for part, _ in some))
-            for learned, some in groupby(parts, lambda part: part[1] != MASKED)
-        ]
-        text = "│".join(f"⟦{stretch}⟧" if learned else stretch for learned, stretch in stretches)
-    return f"{_head(codec, labels)}\n{text}"
+def example_by_token(
+    codec: Codec, ids: Sequence[int], labels: Sequence[int], weights: Sequence[float] | None = None
+) -> str:
+    """The same, with a bar between tokens, and behind each stretch its loss weight where there are weights."""
+    parts = _grown(codec.tokenizer, ids, range(1, len(ids) + 1))
+    kinds = [weights[i] if weights else float(labels[i] != MASKED) for i in range(len(ids))]
+    on, off, bar = (GREEN, OFF, f"{GREY}│{OFF}") if coloured() else ("⟦", "⟧", "│")
+    stretches = []
+    for kind, some in groupby(zip(parts, kinds, strict=True), lambda part: part[1]):
+        tokens = [part for part, _ in some]
+        text = bar.join(f"{on}{token}{off}" for token in tokens) if coloured() else f"{on}{bar.join(tokens)}{off}"
+        stretches.append((text if kind else bar.join(tokens)) + (f"×{kind:.2f}" if weights and kind else ""))
+    return f"{_head(codec, labels)}\n{bar.join(stretches)}"
 
 
 def counts_line(side: str, counts: Counts) -> str:

@@ -3,7 +3,7 @@
 import difflib
 import importlib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,12 +70,19 @@ def load_template(recipe: Recipe) -> Template:
 
 def samples(template: Template, record: Row, where: str) -> Sequence[Row]:
     """The rows of a record."""
-    return _call(lambda record: list(template.samples(record)), record, where)
+    rows: list[Row] = _call(lambda record: list(template.samples(record)), record, where)
+    if wrong := [row for row in rows if not isinstance(row, Mapping)]:
+        raise UserError(f"{where}: the template's `samples` gives {shown(wrong[0])}; it gives rows, field -> value")
+    return rows
 
 
 def keys(template: Template, record: Row, where: str) -> list[str]:
     """What ties a record to others on its side of the split."""
-    return _call(lambda record: list(template.keys(record)), record, where)
+    found = _call(template.keys, record, where)
+    names = [] if isinstance(found, str) else _call(lambda _: list(found), record, where)
+    if isinstance(found, str) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{where}: the template's `keys` gives {shown(found)}; it gives a list of texts")
+    return names
 
 
 def read_prompt(template: Template, row: Row, where: str) -> Prompt:
@@ -110,6 +117,11 @@ def read_sample(template: Template, row: Row, where: str) -> tuple[Prompt, list[
         isinstance(segment, Segment) and isinstance(segment.text, str) for segment in segments
     ):
         raise UserError(f"{where}: the output is {shown(completion)}, not text; `completion` returns text or Segments")
+    for segment in segments:
+        if not isinstance(segment.weight, int | float) or not 0 <= segment.weight < float("inf"):
+            raise UserError(
+                f"{where}: segment `{segment.name}` weighs {shown(segment.weight)}; write a number from 0 up"
+            )
     if not any(segment.text.strip() and segment.weight for segment in segments):
         raise UserError(f"{where}: the output is empty, there is nothing to learn; fill it in or remove the row")
     return prompt, list(segments)

@@ -1,16 +1,17 @@
 """The tokenizer of a recipe: loaded and tried out, or trained on the recipe's own rows."""
 
-import os
-import shutil
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from data_templates import as_text
 from sft import UserError
+from sft.files import whole_folder
 from sft.recipe import NewTokenizer, Recipe
-from sft.rows import fingerprint, read
-from sft.template import load_template, read_sample, samples
+from sft.rows import fingerprint
+from sft.split import Split
+from sft.template import load_template, read_sample, samples, template_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -36,7 +37,8 @@ def load_tokenizer(recipe: Recipe) -> "PreTrainedTokenizerFast":
         name = recipe.tokenizer or str(recipe.model)
     try:
         options = recipe.trainer.get("model_init_kwargs") or {}
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=options.get("revision", "main"))
+        revision = options.get("revision", "main") if name == recipe.model else "main"
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
     except Exception as error:  # the hub client, the tokenizers library and sentencepiece each raise their own classes
         raise UserError(unreachable(name, "tokenizer", error)) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
@@ -81,14 +83,21 @@ def _try_out(tokenizer: "PreTrainedTokenizerFast", name: str) -> None:
 
 
 def _train(recipe: Recipe, new: NewTokenizer) -> Path:
-    """Train a byte-level BPE on the training rows, once for each content of the data; return its folder.
+    """Train a byte-level BPE on the training side, once for each content of data and template; return its folder.
 
     One token ends every text, begins every text, and pads.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
-    folder = recipe.folder.parent / ".tokens" / f"tokenizer-{fingerprint(recipe.data, 'train')[:16]}-{new.vocab_size}"
+    parts: list[Any] = [
+        fingerprint(recipe.data, "train"),
+        template_file(recipe).read_text("utf-8"),
+        recipe.template_options,
+    ]
+    parts += [new.vocab_size, recipe.data.test is None, recipe.data.test_fraction, recipe.data.seed]
+    key = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+    folder = recipe.folder.parent / ".tokens" / f"tokenizer-{key}"
     if folder.is_dir():
         return folder
     bpe = Tokenizer(models.BPE())
@@ -103,18 +112,15 @@ def _train(recipe: Recipe, new: NewTokenizer) -> Path:
     bpe.train_from_iterator(_texts(recipe), trainer)
     end = (END, bpe.token_to_id(END))
     bpe.post_processor = processors.TemplateProcessing(single=f"{END} $A", special_tokens=[end])
-    part = folder.with_name(f"{folder.name}.{os.getpid()}.part")
-    PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=END, eos_token=END, pad_token=END).save_pretrained(part)
-    if folder.is_dir():
-        shutil.rmtree(part)
-    else:
-        part.rename(folder)
+    names = {"bos_token": END, "eos_token": END, "pad_token": END}
+    with whole_folder(folder) as part:
+        PreTrainedTokenizerFast(tokenizer_object=bpe, **names).save_pretrained(part)
     return folder
 
 
 def _texts(recipe: Recipe) -> Iterator[str]:
     template = load_template(recipe)
-    for where, record in read(recipe.data, "train"):
-        for row in samples(template, record, where):
+    for side, (where, record) in Split(recipe, template).records():
+        for row in samples(template, record, where) if side == "train" else ():
             prompt, segments = read_sample(template, row, where)
             yield as_text(prompt) + "".join(segment.text for segment in segments)

@@ -22,11 +22,12 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from sft import UserError
 from sft.check import refuse
 from sft.codec import Codec
-from sft.data import MASKED, Tokens, max_length, prepare
+from sft.data import MASKED, Tokens, codec_of, max_length, prepare
+from sft.files import read_json, whole_folder, write_json
 from sft.loss import output_losses, supervised_logits
 from sft.model import add_adapter, check_model, decoding, has_bf16, load_base
 from sft.recipe import Recipe
-from sft.run import claim, finished, read_json, whole_folder, write_json
+from sft.run import claim, finished
 from sft.show import counts_line, masked_example, pieces, say
 from sft.tokenizer import load_tokenizer
 
@@ -43,7 +44,7 @@ def train(recipe: Recipe) -> Path:
     with PartialState().main_process_first():
         tokenizer = load_tokenizer(recipe)
         check_model(recipe, tokenizer)
-        codec = Codec(tokenizer, recipe.prompt_format)
+        codec = codec_of(recipe, tokenizer)
         decoding(recipe, codec)  # a mistake in `generation:` is told now, not after hours of training
         tokens = prepare(recipe, tokenizer)
         refuse(recipe, tokens)
@@ -63,11 +64,12 @@ def train(recipe: Recipe) -> Path:
     say(_parameters_line(model))
 
     started = time.monotonic()
-    trainer.train(resume_from_checkpoint=_last_whole_checkpoint(Path(str(args.output_dir))))
+    checkpoint = _last_whole_checkpoint(Path(str(args.output_dir)), args.world_size)
+    trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.monotonic() - started
     if trainer.is_world_process_zero():
         _save(recipe, trainer, tokenizer)
-        write_json(recipe.folder / "train.json", _record(recipe, trainer, tokens, codec, seconds))
+        write_json(recipe.folder / "train.json", _record(trainer, tokens, codec, seconds, checkpoint))
         shutil.rmtree(str(args.output_dir), ignore_errors=True)
         say(f"{recipe.trained}: written, {seconds:.0f} s of training")
     trainer.accelerator.wait_for_everyone()
@@ -101,7 +103,8 @@ class OutputTrainer(SFTTrainer):
         return loss
 
     def _leave_it_to_trl(self) -> bool:
-        """On a GPU TRL's fused head scores the supervised positions alone, as ours does on a CPU, in less memory."""
+        """TRL's fused head: on a GPU it scores the supervised positions alone, as ours does on a CPU, in less memory;
+        and it knows the losses that ours does not."""
         return (
             self.args.device.type == "cuda"
             or self.args.loss_type != "nll"
@@ -117,7 +120,7 @@ class OutputTrainer(SFTTrainer):
         mine = rows.select(range(self.args.process_index, len(rows), self.args.world_size))
         batch_tokens = self.args.per_device_eval_batch_size * max(map(len, rows["input_ids"]))
         results = output_losses(self.model, mine, batch_tokens, self.processing_class.pad_token_id)
-        totals = torch.tensor(results, dtype=torch.float64).sum(0).to(self.args.device)
+        totals = torch.tensor(results, dtype=torch.float64).reshape(-1, 3).sum(0).to(self.args.device)
         loss, correct, count = self.accelerator.reduce(totals, "sum").tolist()
         metrics = {
             "loss": loss / count,
@@ -135,7 +138,10 @@ class WeightedCollator(DataCollatorForLanguageModeling):
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         batch = super().torch_call(examples)
-        batch["weights"] = super().torch_call([e | {"labels": e["weights"]} for e in examples])["labels"]
+        plain = [[float(label != MASKED) for label in e["labels"]] for e in examples]  # of rows without weights
+        weights = [e["weights"] or ones for e, ones in zip(examples, plain, strict=True)]
+        weighed = [e | {"labels": w} for e, w in zip(examples, weights, strict=True)]
+        batch["weights"] = super().torch_call(weighed)["labels"]
         return batch
 
 
@@ -192,7 +198,8 @@ class MarkWhole(TrainerCallback):
         PartialState().wait_for_everyone()
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if state.is_world_process_zero and folder.is_dir():
-            write_json(folder / "whole.json", {f.name: f.stat().st_size for f in folder.iterdir() if f.is_file()})
+            files = {f.name: f.stat().st_size for f in folder.iterdir() if f.is_file()}
+            write_json(folder / "whole.json", {"processes": args.world_size, "files": files})
 
 
 def _arguments(recipe: Recipe) -> SFTConfig:
@@ -219,8 +226,10 @@ def _arguments(recipe: Recipe) -> SFTConfig:
         raise UserError(f"`trainer:` is not accepted by trl.SFTConfig: {error}") from error
     if args.packing and args.packing_strategy != "bfd":
         raise UserError(f"`trainer.packing_strategy: {args.packing_strategy}` cuts rows in two; write `bfd`")
-    expected = int(os.environ.get("PROCESSES", args.world_size))
-    if args.world_size != expected:
+    if args.n_gpu > 1:
+        raise UserError(f"{args.n_gpu} GPUs and one process; start one for each: PROCESSES={args.n_gpu} ./launch.sh")
+    expected = os.environ.get("PROCESSES", str(args.world_size))
+    if str(args.world_size) != expected:
         raise UserError(
             f"{expected} processes were asked for, but {args.world_size} run; start them with "
             f"PROCESSES={expected} ./launch.sh"
@@ -231,7 +240,8 @@ def _arguments(recipe: Recipe) -> SFTConfig:
 def _use_all_cores(args: SFTConfig) -> None:
     """`accelerate launch` gives a process on a CPU one thread unless told otherwise: use its share of the cores."""
     by_accelerate = "ACCELERATE_MIXED_PRECISION" in os.environ and os.environ.get("OMP_NUM_THREADS") == "1"
-    threads = (os.cpu_count() or 1) // args.world_size
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = cores // args.world_size
     if by_accelerate and args.device.type == "cpu" and threads > 1:
         torch.set_num_threads(threads)
         say(f"accelerate gave each process one thread; using {threads}")
@@ -242,13 +252,18 @@ def _trainer(
 ) -> OutputTrainer:
     rows = tokens.train
     weighted = "weights" in rows.column_names
+    if weighted and (args.loss_type != "nll" or args.label_smoothing_factor):
+        raise UserError("segment weights go with the ordinary loss; remove `trainer.loss_type` and label smoothing")
     args.remove_unused_columns = not weighted
     if args.packing:
         rows = pack_dataset(rows.shuffle(seed=args.seed), max_length(recipe), "bfd")
         _prove_packing(model, rows)
-    trainer = OutputTrainer(
-        model=model, args=args, train_dataset=rows, eval_dataset=tokens.test, processing_class=tokenizer
-    )
+    try:
+        trainer = OutputTrainer(
+            model=model, args=args, train_dataset=rows, eval_dataset=tokens.test, processing_class=tokenizer
+        )
+    except ValueError as error:
+        raise UserError(f"trl.SFTTrainer does not accept this recipe: {error}") from error
     trainer.model_accepts_loss_kwargs = True  # our loss takes num_items_in_batch, whatever the model's forward takes
     if weighted:
         trainer.data_collator = WeightedCollator(
@@ -284,17 +299,24 @@ def _prove_packing(model: PreTrainedModel, rows: Dataset) -> None:
         )
 
 
-def _last_whole_checkpoint(folder: Path) -> str | None:
+def _last_whole_checkpoint(folder: Path, processes: int) -> str | None:
     """The newest checkpoint whose files are all there with the sizes they were written with."""
-    whole = []
+    whole = {}
     for marker in folder.glob("checkpoint-*/whole.json"):
-        files = {marker.parent / name: size for name, size in read_json(marker).items()}
+        written = read_json(marker)
+        files = {marker.parent / name: size for name, size in written["files"].items()}
         if all(file.is_file() and file.stat().st_size == size for file, size in files.items()):
-            whole.append(marker.parent)
-    newest = max(whole, key=lambda checkpoint: int(checkpoint.name.rsplit("-", 1)[1]), default=None)
-    if newest is not None:
-        say(f"going on from {newest}")
-    return str(newest) if newest else None
+            whole[int(marker.parent.name.rsplit("-", 1)[1])] = marker.parent, written["processes"]
+    if not whole:
+        return None
+    newest, before = whole[max(whole)]
+    if before != processes:
+        raise UserError(
+            f"{newest}: was written by {before} processes and would go on with {processes}, which is another batch "
+            f"size; set PROCESSES={before}, or delete {folder} to begin anew"
+        )
+    say(f"going on from {newest}")
+    return str(newest)
 
 
 def _save(recipe: Recipe, trainer: OutputTrainer, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -305,18 +327,22 @@ def _save(recipe: Recipe, trainer: OutputTrainer, tokenizer: PreTrainedTokenizer
         tokenizer.save_pretrained(folder)
 
 
-def _record(recipe: Recipe, trainer: OutputTrainer, tokens: Tokens, codec: Codec, seconds: float) -> dict[str, Any]:
-    """What the report tells of a training."""
+def _record(
+    trainer: OutputTrainer, tokens: Tokens, codec: Codec, seconds: float, checkpoint: str | None
+) -> dict[str, Any]:
+    """What the report tells of a training. `seconds` and `tokens_seen` are of this process, which began at `since`."""
     row = tokens.train[0]
     cuda = torch.cuda.is_available()
-    peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     trainable, total = _parameters(trainer.model)
     return {
+        "since": int(checkpoint.rsplit("-", 1)[1]) if checkpoint else 0,
         "seconds": seconds, "steps": trainer.state.global_step, "epochs": trainer.state.epoch,
         "processes": trainer.args.world_size, "device": torch.cuda.get_device_name() if cuda else "CPU",
         "peak_memory_bytes": peak, "trainable_parameters": trainable, "parameters": total,
         "tokens_seen": trainer.tokens_seen * trainer.args.world_size,
-        "counts": {side: vars(counts) for side, counts in tokens.counts.items()}, "tokens_key": tokens.key,
+        "counts": {side: vars(counts) for side, counts in tokens.counts.items()}, "tokens": tokens.key,
         "prompt_format": "chat" if codec.chat else "plain",
         "example": pieces(codec.tokenizer, row["input_ids"], row["labels"]),
         "log": trainer.state.log_history,

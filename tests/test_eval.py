@@ -39,7 +39,11 @@ def scored(
     folder = tmp_path_factory.mktemp("scored")
     tiny_model(folder / "model", gpt2_like, "llama")
     trainer = {"max_steps": 30, "learning_rate": 1e-2, "logging_steps": 5, "eval_strategy": "steps", "eval_steps": 10}
-    recipe = load(write_recipe(folder, trainer=trainer, eval={"rows": 4}, generation={"max_new_tokens": 12}))
+    recipe = load(
+        write_recipe(
+            folder, trainer=trainer, data={"test_fraction": 0.5}, eval={"rows": 4}, generation={"max_new_tokens": 12}
+        )
+    )
     train(recipe)
     evaluate_run(recipe)
     report(recipe)
@@ -97,7 +101,7 @@ def test_the_report_is_one_file_that_says_what_happened(scored: Recipe, capsys: 
     assert not re.search(r'(src|href)="|@import|url\(', page), "nothing is loaded from elsewhere"
     for text in ("loss on outputs", "ROUGE-L", "<polyline", "<mark>", "Peak memory", "transformers 5", "reference"):
         assert text in page, text
-    shown = capsys.readouterr().err
+    shown = "".join(capsys.readouterr())
     assert "95 % interval" in shown
     assert "report.html" in shown
 

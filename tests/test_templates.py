@@ -20,7 +20,6 @@ from sft.codec import Codec
 from sft.data import MASKED, prepare
 from sft.recipe import Data, Recipe, load
 from sft.rows import read
-from sft.split import Split
 from sft.template import load_template, read_prompt, read_sample, samples, template_names
 from sft.tokenizer import load_tokenizer
 
@@ -98,10 +97,13 @@ def test_the_guides_records_become_samples_with_weights_and_stay_together_by_top
     assert count(shown, "rows with loss weights") == count(shown, "rows kept")
     for seed in range(5):
         recipe = load("topics.yaml", ["model=my_model", f"data.seed={seed}"])
-        split = Split(recipe, load_template(recipe))
-        sides = [{record["topic"].lower() for _, record in split.side(side)} for side in ("train", "test")]
-        assert all(sides)
-        assert sides[0].isdisjoint(sides[1])
+        tokenizer = load_tokenizer(recipe)
+        tokens = prepare(recipe, tokenizer)
+        texts = [tokenizer.decode(row["input_ids"]) for row in [*tokens.train, *tokens.test]]
+        topics = [text.split("\n")[0].lower() for text in texts]
+        train, test = set(topics[: len(tokens.train)]), set(topics[len(tokens.train) :])
+        assert len(train) + len(test) == 4, "no topic on both sides"
+        assert test
 
 
 def test_the_guides_weights_reach_the_tokens(guide: Guide, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,22 +213,22 @@ def test_template_trains_two_steps_and_asks_in_use_what_it_asked_in_training(
     assert record["steps"] == 2
     assert record["prompt_format"] == ("chat" if tokenizer == "chat_like" else "plain")
 
-    loaded, template = load_tokenizer(recipe), load_template(recipe)
-    tokens, codec, split = prepare(recipe, loaded), Codec(loaded, recipe.prompt_format), Split(recipe, template)
-    seen = 0
-    for side, ids in (("train", tokens.train), ("test", tokens.test)):
-        asked: list[Row] = [
-            {key: value for key, value in row.items() if key not in SOURCES[name].learned}
-            for where, one in split.side(side)
-            for row in samples(template, one, where)
-        ]
-        prompts = codec.prompts([read_prompt(template, row, "a row") for row in asked])
-        for prompt, sample in zip(prompts, ids, strict=True):
-            assert sample["input_ids"][: len(prompt)] == prompt
-            assert sample["labels"] == [MASKED] * len(prompt) + sample["input_ids"][len(prompt) :]
-            assert sample["input_ids"][-len(codec.end) :] == codec.end
-            seen += 1
-    assert seen >= 12
+    tokenizer_here, template = load_tokenizer(recipe), load_template(recipe)
+    tokens, codec = prepare(recipe, tokenizer_here), Codec(tokenizer_here, recipe.prompt_format)
+    trained = []
+    for sample in [*tokens.train, *tokens.test]:
+        ids, labels = sample["input_ids"], sample["labels"]
+        start = labels.count(MASKED)
+        assert labels == [MASKED] * start + ids[start:]
+        assert ids[-len(codec.end) :] == codec.end
+        trained.append(ids[:start])
+    asked: list[Row] = [
+        {key: value for key, value in row.items() if key not in SOURCES[name].learned}
+        for where, record in read(recipe.data, "train")
+        for row in samples(template, record, where)
+    ]
+    assert len(trained) >= 12
+    assert sorted(trained) == sorted(codec.prompts([read_prompt(template, row, "a row") for row in asked]))
 
 
 def test_templates_are_listed_each_with_its_example() -> None:

@@ -127,7 +127,7 @@ def test_segment_weights_reach_the_loss(tmp_path: Path, run: Any) -> None:
     for row in rows:
         logits = before(torch.tensor([row["input_ids"]])).logits[0].log_softmax(-1)
         learned = [(i, w) for i, w in enumerate(row["weights"]) if w]
-        assert {round(w / learned[0][1]) for _, w in learned} == {1, 3}
+        assert {w for _, w in learned} == {1, 3}
         total = total - sum(w * logits[i - 1, row["input_ids"][i]] for i, w in learned)
         count += len(learned)
     (total / count).backward()
@@ -327,6 +327,6 @@ def test_an_interrupt_ends_with_a_message_and_nothing_half_written(
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "goes on from the last whole checkpoint" in errors
+    assert "goes on from its last whole checkpoint" in errors
     assert "Traceback" not in errors
     assert not [*(tmp_path / "runs").rglob("*.part")]
