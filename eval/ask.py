@@ -16,7 +16,7 @@ from sft.recipe import Recipe
 from sft.rows import encodable
 from sft.run import check_owner
 from sft.show import say
-from sft.template import load_template, read_prompt
+from sft.template import has_prompt, load_template, read_prompt
 from sft.tokenizer import load_tokenizer
 
 
@@ -52,8 +52,7 @@ def ask(
 
 def _row(template: Template, question: str) -> Row | None:
     """The row that a text means: its first field. None is a text to be gone on with, where a template has no prompt."""
-    example = next(iter(template.samples(template.example)))
-    return {next(iter(template.fields)): question} if template.prompt(example) else None
+    return {next(iter(template.fields)): question} if has_prompt(template) else None
 
 
 def _ids(recipe: Recipe, codec: Codec, config: Any, template: Template, row: Row | None, text: str) -> list[int]:

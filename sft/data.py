@@ -24,7 +24,7 @@ from sft.files import whole_folder
 from sft.recipe import Recipe
 from sft.rows import Record, fingerprint
 from sft.split import Split, hashed
-from sft.template import load_template, read_sample, samples, template_file
+from sft.template import has_prompt, load_template, read_sample, samples, template_file
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -125,11 +125,8 @@ def prepare(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast") -> Tokens:
 
 def codec_of(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast") -> Codec:
     """The codec of a recipe. A template without a prompt, as for running text, has no turns for a chat template."""
-    template = load_template(recipe)
-    example = next(iter(template.samples(template.example)))
-    if template.prompt(example) or recipe.prompt_format == "chat":
-        return Codec(tokenizer, recipe.prompt_format)
-    return Codec(tokenizer, "plain")
+    running = recipe.prompt_format == "auto" and not has_prompt(load_template(recipe))
+    return Codec(tokenizer, "plain" if running else recipe.prompt_format)
 
 
 def max_length(recipe: Recipe) -> int:

@@ -94,22 +94,19 @@ def read_prompt(template: Template, row: Row, where: str) -> Prompt:
     return prompt
 
 
+def has_prompt(template: Template) -> bool:
+    """Whether there is a prompt before what the model writes: not so for running text. The example tells."""
+    rows = samples(template, template.example, "the template's example") if template.example else []
+    return not rows or bool(read_prompt(template, rows[0], "the template's example"))
+
+
 def read_sample(template: Template, row: Row, where: str) -> tuple[Prompt, list[Segment]]:
     """Prompt and output of a row; an output is never empty."""
     for field in template.fields:
         if field in row and row[field] is None:
             raise UserError(f"{where}: `{field}` is null; fill it in or remove the row")
         if field not in row:
-            have = ", ".join(f"`{name}`" for name in row)
-            if {"chosen", "rejected"} <= row.keys():
-                raise UserError(
-                    f"{where}: a preference pair; this trains on one right output a row: map `chosen` to the "
-                    "template's output with `data.columns`, or use a trainer for preferences"
-                )
-            raise UserError(
-                f"{where}: no column `{field}`; there are {have or 'none'}: name the right one in the "
-                f"recipe, `data: {{columns: {{{field}: ...}}}}`"
-            )
+            raise _missing(field, row, where)
     prompt = read_prompt(template, row, where)
     completion = _call(template.completion, row, where)
     segments = [Segment("output", completion)] if isinstance(completion, str) else completion
@@ -127,13 +124,26 @@ def read_sample(template: Template, row: Row, where: str) -> tuple[Prompt, list[
     return prompt, list(segments)
 
 
+def _missing(field: str, row: Row, where: str) -> UserError:
+    """The message about a column that is not there."""
+    if {"chosen", "rejected"} <= row.keys():
+        return UserError(
+            f"{where}: a preference pair; this trains on one right output a row: map `chosen` to the template's field "
+            "with `data.columns`, or use a trainer for preferences"
+        )
+    have = ", ".join(f"`{name}`" for name in row)
+    return UserError(
+        f"{where}: no column `{field}`; there are {have or 'none'}: name the right one in the recipe, "
+        f"`data: {{columns: {{{field}: ...}}}}`"
+    )
+
+
 def _call(function: Any, row: Row, where: str) -> Any:
     """What a template's function makes of a row; an exception in it is a message about the row."""
     try:
         return function(row)
     except KeyError as error:
-        have = ", ".join(f"`{name}`" for name in row)
-        raise UserError(f"{where}: no column {error}; there are {have or 'none'}") from error
+        raise _missing(str(error.args[0]), row, where) from error
     except Exception as error:
         values = {name: type(value).__name__ for name, value in row.items()}
         raise UserError(

@@ -110,17 +110,11 @@ def running(what: str) -> bool:
 def test_the_wheel_holds_the_packages_the_recipes_and_nothing_else(tmp_path: Path) -> None:
     build = [
         sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "-q",
-        "--no-deps",
-        "--no-build-isolation",
-        "-w",
+        *["-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w"],
         str(tmp_path),
         str(ROOT),
     ]
-    subprocess.run([*build, str(ROOT)], check=True, capture_output=True, timeout=120)
+    subprocess.run(build, check=True, capture_output=True, timeout=120)
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"sft", "data_templates", "eval"}

@@ -17,7 +17,7 @@ import pytest
 from data_templates import Row, Template
 from sft.cli import main
 from sft.codec import Codec
-from sft.data import MASKED, prepare
+from sft.data import MASKED, codec_of, prepare
 from sft.recipe import Data, Recipe, load
 from sft.rows import read
 from sft.template import load_template, read_prompt, read_sample, samples, template_names
@@ -211,10 +211,10 @@ def test_template_trains_two_steps_and_asks_in_use_what_it_asked_in_training(
     assert (train(recipe) / "adapter_model.safetensors").is_file()
     record = json.loads((recipe.folder / "train.json").read_text("utf-8"))
     assert record["steps"] == 2
-    assert record["prompt_format"] == ("chat" if tokenizer == "chat_like" else "plain")
+    assert record["prompt_format"] == ("chat" if tokenizer == "chat_like" and name != "running_text" else "plain")
 
     tokenizer_here, template = load_tokenizer(recipe), load_template(recipe)
-    tokens, codec = prepare(recipe, tokenizer_here), Codec(tokenizer_here, recipe.prompt_format)
+    tokens, codec = prepare(recipe, tokenizer_here), codec_of(recipe, tokenizer_here)
     trained = []
     for sample in [*tokens.train, *tokens.test]:
         ids, labels = sample["input_ids"], sample["labels"]
@@ -448,8 +448,8 @@ BROKEN = {
     "instruction a list": Broken("'instruction': 'list'", [{"instruction": ["a"], "output": "b"}], "alpaca"),
     "input a number": Broken("'input': 'int'", [{"instruction": "a", "input": 5, "output": "b"}], "alpaca"),
     "answer of parts": Broken("not text", [{"instruction": "a", "output": [{"text": "b"}]}], "alpaca"),
-    "no messages": Broken("no column 'messages'", [{"conversations": [ASKED, TOLD]}], "chat"),
-    "messages a text": Broken("`messages` is not a list of turns", [{"messages": "a"}], "chat"),
+    "no messages": Broken("no column `messages`", [{"conversations": [ASKED, TOLD]}], "chat"),
+    "messages a text": Broken("no turn of the assistant", [{"messages": "a"}], "chat"),
     "nobody answers": Broken("no turn of the assistant", turns(ASKED), "chat"),
     "nobody asks": Broken("turn 1: an answer has a turn of the user right before it", turns(TOLD), "chat"),
     "two answers in a row": Broken("turn 3: an answer has", turns(ASKED, TOLD, TOLD), "chat"),

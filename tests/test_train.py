@@ -295,7 +295,15 @@ def test_two_processes_give_the_adapter_of_one_with_twice_the_accumulation(
 ) -> None:
     tiny_model(tmp_path / "model", gpt2_like, "llama")
     file = write_recipe(tmp_path, trainer={"per_device_train_batch_size": 2, "bf16": False, "max_steps": 3})
-    two = ["accelerate", "launch", "--config_file", "recipes/accelerate/several_processes.yaml"]
+    accelerate = str(Path(sys.executable).with_name("accelerate"))
+    two = [
+        accelerate,
+        "launch",
+        "--main_process_port",
+        "0",
+        "--config_file",
+        "recipes/accelerate/several_processes.yaml",
+    ]
     finish(start(file, launcher=two, PROCESSES="2"))
     other = f"output={tmp_path / 'runs' / 'one'}"
     finish(start(file, "trainer.gradient_accumulation_steps=2", other))
