@@ -7,6 +7,8 @@ def test_it(tmp_path, sentencepiece_like, tiny_model, write_recipe):
 
 import json
 import os
+import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -154,6 +156,16 @@ def write_recipe() -> Callable[..., Path]:
         return folder / "recipe.yaml"
 
     return write
+
+
+def popen(command: list[str], **options: Any) -> "subprocess.Popen[str]":
+    """A process that heeds Ctrl-C, also where the tests were started in the background, without it."""
+
+    def heed() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, text=True, preexec_fn=heed, **pipes, **options)
 
 
 def _byte_level(special: list[str]) -> Any:

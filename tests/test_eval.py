@@ -199,6 +199,7 @@ def test_generate_rolls_a_chain_forward(
     monkeypatch.setattr("eval.ask.check_owner", lambda *_: None)
     monkeypatch.setattr("eval.ask.load_trained", lambda *_: AutoModelForCausalLM.from_pretrained(scored.model))
     recipe = load(write_recipe(tmp_path, model=scored.model, template="algorithm_evolution",
+                               trainer={"max_length": 1024},
                                generation={"do_sample": True}))  # fmt: skip
     chain = load_template(recipe).example
     found = [*ask(recipe, [chain], samples=2, steps=2)]

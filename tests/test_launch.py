@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from conftest import popen
 
 ROOT = Path(__file__).parents[1]
 
@@ -21,9 +22,7 @@ def launch(tmp_path: Path) -> Callable[..., "subprocess.Popen[str]"]:
 
     def start(*arguments: str, **env: str) -> "subprocess.Popen[str]":
         command = [str(ROOT / "launch.sh"), *arguments]
-        return subprocess.Popen(
-            command, cwd=tmp_path, env=os.environ | env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
+        return popen(command, cwd=tmp_path, env=os.environ | env)
 
     return start
 
@@ -108,12 +107,8 @@ def running(what: str) -> bool:
 
 
 def test_the_wheel_holds_the_packages_the_recipes_and_nothing_else(tmp_path: Path) -> None:
-    build = [
-        sys.executable,
-        *["-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w"],
-        str(tmp_path),
-        str(ROOT),
-    ]
+    options = ["--no-deps", "--no-build-isolation", "-w", str(tmp_path)]
+    build = [sys.executable, "-m", "pip", "wheel", "-q", *options, str(ROOT)]
     subprocess.run(build, check=True, capture_output=True, timeout=120)
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import popen
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -251,9 +252,7 @@ def test_a_recipe_tunes_on_top_of_another_one(
 def start(recipe_file: Path, *arguments: str, launcher: list[str] | None = None, **env: str) -> subprocess.Popen[str]:
     command = [*(launcher or [sys.executable]), "-m", "sft", "train", str(recipe_file), *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | env
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, text=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE
-    )
+    return popen(command, cwd=ROOT, env=environment)
 
 
 def finish(process: subprocess.Popen[str]) -> str:
