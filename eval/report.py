@@ -43,6 +43,7 @@ def report(recipe: Recipe) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["number"] = _number
     page = environment.get_template("report.html.j2").render(
         name=recipe.folder.name,
         train=trained,
@@ -88,9 +89,10 @@ def _interval(value: dict[str, float]) -> str:
     return f"{_number(value['value'])}, 95 % interval {_number(value['low'])} to {_number(value['high'])}"
 
 
-def _number(value: float) -> str:
+def _number(value: float, sign: str = "") -> str:
+    """Some three digits behind the point, or a power of ten for what no table holds; `sign` "+" shows it always."""
     digits = 1 if abs(value) >= 100 else 2 if abs(value) >= 10 else 3
-    return f"{value:.{digits}f}".replace("-", "−")
+    return f"{value:{sign}.2e}" if abs(value) >= 1e6 else f"{value:{sign}.{digits}f}".replace("-", "−")
 
 
 def _row(name: str, metric: dict[str, Any]) -> dict[str, Any]:

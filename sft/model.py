@@ -199,8 +199,8 @@ def _check_quantized(model: "PreTrainedModel", name: str, training: bool) -> Non
         raise UserError(
             f"{name}: bitsandbytes found no layer to quantise in this architecture; write quantization=none"
         )
-    if training:
-        # On CPUs with avx512_bf16 one forward without gradients repacks a layer in place, after which every training
-        # step gets wrong gradients, silently. For inference alone the repacked layer is faster.
-        for layer in layers:
+    for layer in layers:
+        # On CPUs with avx512_bf16 one forward without gradients repacks a 4-bit layer in place, for speed. After that
+        # every training step gets wrong gradients, silently; and it fails on layers whose sizes 32 and 64 do not divide.
+        if training or layer.out_features % 32 or layer.in_features % 64:
             layer.support_avx512bf16_for_cpu = False
