@@ -4,7 +4,7 @@
 #   ./launch.sh test [pytest arguments]      the gate (format, lint, types, import arrows) and the tests
 #   PROCESSES=2 ./launch.sh ...              so many processes; the default is the number of GPUs, else 1
 set -euo pipefail
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+here=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")" && pwd)
 venv=$here/.venv
 
 set_up() {  # [extras, such as "[dev]"]; nothing is done where the last set-up was for the same files
@@ -23,12 +23,14 @@ set_up() {  # [extras, such as "[dev]"]; nothing is done where the last set-up w
 stage() {  # a command in a process group of its own, so that a signal to this script reaches all its processes
   set -m; "$@" & local pid=$! status=0; set +m
   trap 'kill -TERM -- -'"$pid"' 2>/dev/null || true' TERM
+  trap 'kill -HUP -- -'"$pid"' 2>/dev/null || true' HUP
   trap 'kill -INT -- -'"$pid"' 2>/dev/null || true' INT
   while wait "$pid" || status=$?; kill -0 "$pid" 2>/dev/null; do status=0; done
-  trap - TERM INT
+  trap - TERM HUP INT
   [ "$status" = 0 ] || exit "$status"
 }
 
+case "${1:-}" in -h | --help) sed -n 's/^# \{0,1\}//p' "$here/launch.sh" | sed 1d | head -5; exit ;; esac
 if [ "${1:-}" = test ]; then
   shift
   set_up "[dev]"

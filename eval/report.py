@@ -49,7 +49,7 @@ def report(recipe: Recipe) -> Path:
         train=trained,
         scores=scores,
         verdict=verdict(scores),
-        rows=[_row(name, metric) for name, metric in scores["metrics"].items()],
+        rows=[_row(name, metric, scores["rows"] < FEW) for name, metric in scores["metrics"].items()],
         curves=_curves(trained["log"]),
         samples=_samples(folder),
         facts=_facts(recipe, trained, scores),
@@ -95,22 +95,20 @@ def _number(value: float, sign: str = "") -> str:
     return f"{value:{sign}.2e}" if abs(value) >= 1e6 else f"{value:{sign}.{digits}f}".replace("-", "−")
 
 
-def _row(name: str, metric: dict[str, Any]) -> dict[str, Any]:
+def _row(name: str, metric: dict[str, Any], few: bool) -> dict[str, Any]:
     """One line of the table: texts, and whether the difference is clear of 0 in the right direction."""
     row = {side: metric.get(side) for side in ("base", "tuned", "difference")}
     row |= {"name": PLAIN.get(name, name.replace("_", " ")), "verdict": ""}
     row["better"] = "lower" if metric["lower_is_better"] else "higher"
     if row["difference"]:
-        low, high = row["difference"]["low"], row["difference"]["high"]
-        sign = -1 if metric["lower_is_better"] else 1
-        row["verdict"] = (
-            "good" if min(sign * low, sign * high) > 0 else "bad" if max(sign * low, sign * high) < 0 else ""
-        )
+        ends = [row["difference"]["low"], row["difference"]["high"]]
+        worse, better = (min(ends) > 0, max(ends) < 0) if metric["lower_is_better"] else (max(ends) < 0, min(ends) > 0)
+        row["verdict"] = "" if few else "good" if better else "bad" if worse else ""
     return row
 
 
 def _terminal(scores: dict[str, Any]) -> str:
-    rows = [_row(name, metric) for name, metric in scores["metrics"].items()]
+    rows = [_row(name, metric, scores["rows"] < FEW) for name, metric in scores["metrics"].items()]
     header = ["", "base", "tuned", "difference", "95 % interval", ""]
     marks = {"good": "better", "bad": "worse", "": "not clear"}
     lines = []
@@ -183,7 +181,11 @@ def _facts(recipe: Recipe, trained: dict[str, Any], scores: dict[str, Any]) -> l
             f"{trained['device']}, {trained['processes']} process{'es' if trained['processes'] > 1 else ''}, "
             f"{trained['tokens_seen'] / max(trained['seconds'], 1e-9):,.0f} tokens a second",
         ),
-        ("Peak memory", f"{trained['peak_memory_bytes'] / 2**30:.2f} GiB"),
+        (
+            "Peak memory",
+            f"{trained['peak_memory_bytes'] / 2**30:.2f} GiB"
+            + (f", predicted {predicted / 2**30:.2f} GiB" if (predicted := trained["predicted_memory_bytes"]) else ""),
+        ),
         ("Versions", ", ".join(f"{name} {number}" for name, number in trained["versions"].items())),
     ]
 

@@ -14,7 +14,7 @@ from eval.score import score
 from sft import UserError
 from sft.codec import Codec
 from sft.data import codec_of, prepare
-from sft.files import read_json, whole_folder, write_json, write_text
+from sft.files import damage, read_json, sizes, whole_folder, write_json, write_text
 from sft.loss import output_losses
 from sft.model import decoding, load_base, load_trained
 from sft.recipe import Recipe
@@ -38,9 +38,11 @@ def evaluate_run(recipe: Recipe) -> Path:
         "trained": (recipe.folder / "train.json").stat().st_mtime,
     }
     folder = recipe.folder / "eval"
-    if (folder / "made_of.json").is_file() and read_json(folder / "made_of.json") == made_of:
-        say(f"{folder}: up to date")
-        return folder
+    if (folder / "made_of.json").is_file():
+        before = read_json(folder / "made_of.json")
+        if before["made_of"] == made_of and damage(folder, before["files"]) is None:
+            say(f"{folder}: up to date")
+            return folder
 
     config = decoding(recipe, codec)
     rows = _chosen(tokens.test, recipe.eval.rows if template.metrics else min(recipe.eval.rows, 4), recipe.eval.seed)
@@ -53,7 +55,7 @@ def evaluate_run(recipe: Recipe) -> Path:
                 _predict(model, codec, tokens.test, rows, config, recipe, part / "base")
         _predict(model, codec, tokens.test, rows, config, recipe, part / "tuned")
         write_json(part / "scores.json", score(part, template, recipe.eval.seed))
-        write_json(part / "made_of.json", made_of)
+        write_json(part / "made_of.json", {"made_of": made_of, "files": sizes(part)})
     return folder
 
 

@@ -56,7 +56,11 @@ def score(folder: Path, template: Template, seed: int) -> dict[str, Any]:
 
 def read_predictions(folder: Path) -> list[dict[str, Any]]:
     """The predictions of one side, in the order of the held-out rows."""
-    return [json.loads(line) for line in (folder / "predictions.jsonl").read_text("utf-8").split("\n") if line]
+    file = folder / "predictions.jsonl"
+    try:
+        return [json.loads(line) for line in file.read_text("utf-8").split("\n") if line]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: missing or damaged ({error}); run `sft eval` again") from error
 
 
 def row_scores(template: Template, predictions: list[dict[str, Any]]) -> dict[str, list[float]]:

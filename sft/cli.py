@@ -22,7 +22,8 @@ STAGES = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Returns the exit status: 0; 2 after a mistake the user can mend; 1 where `check` refuses."""
+    """Run one command. Returns the exit status: 0; 2 after a mistake the user can mend; 1 where `check` refuses,
+    or `fit` finds that no card has enough."""
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     if wrong := [word for word in rest if word.startswith("-") or "=" not in word]:
@@ -63,20 +64,34 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--show", type=int, default=0, metavar="N", help="print N rows token by token with their mask")
     check.add_argument("--json", action="store_true", help="print it for machines")
     check.set_defaults(run=_check)
+    fit = _with_recipe(commands.add_parser("fit", help="tell what a recipe takes on a GPU and on the disk"))
+    fit.add_argument("--gpu", action="append", default=[], metavar="SIZE", help="memory of a card, 24GiB unless given")
+    fit.add_argument("--solve", choices=["max_length", "batch"], help="find the longest context or the largest batch")
+    fit.add_argument("--json", action="store_true", help="print it for machines")
+    fit.set_defaults(run=_fit)
     generate = _with_recipe(commands.add_parser("generate", help="write what the tuned model says to a prompt"))
     generate.add_argument("--prompt", help="the template's first field; without it, a line of standard input each")
     generate.add_argument("--row", help="all of the template's fields, as JSON")
     generate.add_argument("--base", action="store_true", help="ask the base model instead")
-    generate.add_argument("--samples", type=int, default=1, metavar="N", help="write N different answers")
-    generate.add_argument("--steps", type=int, default=1, metavar="N", help="go on N times from what was written")
+    generate.add_argument("--samples", type=_positive, default=1, metavar="N", help="write N different answers")
+    generate.add_argument("--steps", type=_positive, default=1, metavar="N", help="go on N times from what was written")
     generate.set_defaults(run=_generate)
     bases = _with_recipe(commands.add_parser("bases", help="list the recipes to run for this one, its bases first"))
     bases.set_defaults(run=_bases)
     schema = commands.add_parser("schema", help="print the JSON Schema of recipes")
     schema.set_defaults(run=_schema)
+    recipes = commands.add_parser("recipes", help="list the shipped recipes with what they take")
+    recipes.set_defaults(run=_recipes)
     templates = commands.add_parser("templates", help="list the dataset templates with their examples")
     templates.set_defaults(run=_templates)
     return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("write a number above 0")
+    return number
 
 
 def _with_recipe(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -102,6 +117,19 @@ def _check(options: argparse.Namespace) -> None:
     from sft.check import check
 
     check(recipe, options.show, options.json)
+
+
+def _fit(options: argparse.Namespace) -> int:
+    recipe = _load(options)
+    from sft.fit import show
+
+    return 0 if show(recipe, options.gpu, options.solve, options.json) else 1
+
+
+def _recipes(options: argparse.Namespace) -> None:
+    from sft.fit import listing
+
+    print(listing())
 
 
 def _generate(options: argparse.Namespace) -> None:

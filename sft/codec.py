@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+from unicodedata import normalize
 
 from tokenizers import Tokenizer
 
@@ -71,13 +72,9 @@ class Codec:
         return [text.removeprefix(self.lead) for text in texts]
 
     def unchanged(self, texts: Sequence[str], outputs: Sequence[Sequence[int]]) -> list[bool]:
-        """Whether each text comes back from its ids, up to the tokenizer's own normalisation of Unicode."""
-        normalizer = self._outputs.normalizer
-        plain = self.text(outputs)
-        return [
-            a == b or (normalizer is not None and _spaced(normalizer.normalize_str(a)) == b)
-            for a, b in zip(texts, plain, strict=True)
-        ]
+        """Whether each text comes back from its ids, up to how Unicode composes its characters (NFC)."""
+        pairs = zip(texts, self.text(outputs), strict=True)
+        return [a == b or normalize("NFC", a) == normalize("NFC", b) for a, b in pairs]
 
     def merged(
         self,
@@ -104,7 +101,12 @@ class Codec:
 
     def _render(self, messages: Sequence[Message], generation: bool = True) -> str:
         turns = [dict(message) for message in messages]
-        return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation))
+        try:
+            return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation))
+        except Exception as error:  # a template may raise what it likes
+            raise UserError(
+                f"the chat template of this tokenizer refuses it ({error}); mend it, or write `prompt_format: plain`"
+            ) from error
 
     def _turn(self) -> tuple[str, str, list[int]]:
         """What the chat template puts between a prompt and its answer, and the ids that end the answer, up to and with
@@ -158,7 +160,3 @@ def _continuing(node: Any) -> Any:
 
 def _is_prefix(node: dict[str, Any]) -> bool:
     return node.get("type") == "Prepend" or (node.get("type") == "Strip" and bool(node.get("start")))
-
-
-def _spaced(text: str) -> str:
-    return text.replace("▁", " ")

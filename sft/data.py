@@ -202,7 +202,16 @@ class _Encoder:
         prompts = [as_text(prompt) for prompt, _ in rows]
         outputs = ["".join(segment.text for segment in segments) for _, segments in rows]
         self.seen.extend(hashed(f"{prompt}\0{output}") for prompt, output in zip(prompts, outputs, strict=True))
-        heads, tails = self.codec.prompts([prompt for prompt, _ in rows]), self.codec.outputs(outputs)
+        try:
+            heads = self.codec.prompts([prompt for prompt, _ in rows])
+        except UserError:  # a chat template that refuses a prompt does not know which row it is
+            for (where, _), (prompt, _) in zip(places, rows, strict=True):
+                try:
+                    self.codec.prompts([prompt])
+                except UserError as error:
+                    raise UserError(f"{where}: {error}") from error
+            raise
+        tails = self.codec.outputs(outputs)
         self._look_at(places, prompts, outputs, heads, tails)
         for (where, _), (_, segments), prompt, output, head, tail in zip(
             places, rows, prompts, outputs, heads, tails, strict=True
@@ -245,6 +254,8 @@ class _Encoder:
         self, where: str, head: list[int], tail: list[int], segments: Sequence[Segment]
     ) -> dict[str, Any] | None:
         """One row of ids and labels, or None where it does not fit."""
+        if self.codec.end[-1] in tail:
+            raise UserError(f"{where}: the output holds the text of the end token, at which a model stops; take it out")
         tail, counts = tail + self.codec.end, self.counts
         length = len(head) + len(tail)
         if length > self.room:

@@ -51,3 +51,14 @@ def read_json(file: Path) -> Any:
         raise UserError(f"{file}: missing; run the stage before this one") from None
     except ValueError as error:
         raise UserError(f"{file}: damaged ({error}); delete it and run its stage again") from None
+
+
+def sizes(folder: Path) -> dict[str, int]:
+    """The files of a folder and what lies below it, with their sizes in bytes."""
+    return {str(f.relative_to(folder)): f.stat().st_size for f in sorted(folder.rglob("*")) if f.is_file()}
+
+
+def damage(folder: Path, written: dict[str, int]) -> str | None:
+    """The first file that is missing or has another size than it was written with, or None."""
+    here = sizes(folder)
+    return next((name for name, size in written.items() if here.get(name) != size), None)

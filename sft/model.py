@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from sft import UserError
 from sft.codec import Codec
 from sft.recipe import Recipe
+from sft.run import finished
 from sft.tokenizer import unreachable
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def check_model(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast") -> None:
     config = _config(recipe, tokenizer)
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     length = recipe.trainer.get("max_length", 1024)
-    if positions and (length or 2**31) > positions:
+    if positions and positions > 0 and (length or 2**31) > positions:
         raise UserError(
             f"`trainer.max_length` is {length or 'without bound'}, but {_name(recipe)} has {positions} positions; "
             f"write trainer.max_length={positions} or less"
@@ -69,12 +70,14 @@ def load_base(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast", training: bo
 
     options = {"dtype": _dtype(recipe)} | (recipe.trainer.get("model_init_kwargs") or {})
     if recipe.quantization != "none":
-        options["quantization_config"] = _quantization(recipe.quantization)
+        options["quantization_config"] = quantization_config(recipe.quantization)
     options.setdefault("device_map", {"": device(recipe)})
     try:
         model = AutoModelForCausalLM.from_pretrained(_name(recipe), use_safetensors=True, **options)
     except Exception as error:
-        raise UserError(unreachable(_name(recipe), "model", error)) from error
+        missing = isinstance(error, OSError) and "safetensors" in str(error)
+        message = _no_safetensors(_name(recipe)) if missing else unreachable(_name(recipe), "model", error)
+        raise UserError(message) from error
     if recipe.quantization != "none":
         _check_quantized(model, _name(recipe), training)
     return model
@@ -97,7 +100,7 @@ def load_trained(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast") -> "PreTr
     """The tuned model of a finished run: the base with its adapter, or the whole model."""
     from transformers import AutoModelForCausalLM
 
-    if not recipe.trained.is_dir():
+    if not finished(recipe):
         raise UserError(f"{recipe.folder}: not trained yet; run `sft train` first")
     if recipe.lora is None:
         whole: PreTrainedModel = AutoModelForCausalLM.from_pretrained(recipe.trained, dtype=_dtype(recipe))
@@ -152,6 +155,19 @@ def _dtype(recipe: Recipe) -> Any:
     return torch.bfloat16 if frozen and device(recipe) != "cpu" and has_bf16() else torch.float32
 
 
+def _no_safetensors(name: str) -> str:
+    """The message for weights that are there as pickles alone: loading a pickle runs the code that is in it."""
+    convert = (
+        "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; "
+        f"M.from_pretrained({name!r}, use_safetensors=False).save_pretrained('converted'); "
+        f"T.from_pretrained({name!r}).save_pretrained('converted')"
+    )
+    return (
+        f"{name}: has no safetensors, and a pickle is not loaded, as that runs the code in it; where you trust its "
+        f'publisher, convert it once with `python -c "{convert}"` and write model=converted'
+    )
+
+
 def _name(recipe: Recipe) -> str:
     """The hub id or folder of the base model."""
     if isinstance(recipe.model, dict):
@@ -176,7 +192,7 @@ def _config(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast") -> "PreTrained
         raise UserError(f"`model:` is not accepted by transformers: {error}") from error
 
 
-def _quantization(kind: str) -> Any:
+def quantization_config(kind: str) -> Any:
     import torch
     from transformers import BitsAndBytesConfig
 
@@ -201,6 +217,6 @@ def _check_quantized(model: "PreTrainedModel", name: str, training: bool) -> Non
         )
     for layer in layers:
         # On CPUs with avx512_bf16 one forward without gradients repacks a 4-bit layer in place, for speed. After that
-        # every training step gets wrong gradients, silently; and it fails on layers whose sizes 32 and 64 do not divide.
+        # every training step gets wrong gradients, silently; and it fails where 32 and 64 do not divide the sizes.
         if training or layer.out_features % 32 or layer.in_features % 64:
             layer.support_avx512bf16_for_cpu = False

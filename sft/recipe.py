@@ -211,6 +211,8 @@ POSITIVE = {"max_length", "max_steps", "num_train_epochs", "learning_rate", "per
             "per_device_eval_batch_size", "gradient_accumulation_steps", "lora_alpha", "max_new_tokens"}  # fmt: skip
 """Fields of the libraries that make no sense at 0 or below, which the libraries tell late or never."""
 NO_LIMIT = ("max_steps", -1)
+AUTO = (("trainer", "per_device_train_batch_size"), "auto")
+"""The one setting that a library does not know: the largest micro-batch that fits the card, by `sft.fit`."""
 
 ELSEWHERE = {
     "base_model": "model", "model_name_or_path": "model", "pretrained_model": "model", "checkpoint": "model",
@@ -259,7 +261,10 @@ def schema() -> dict[str, Any]:
     schema = Recipe.model_json_schema()
     for section, fields in LIBRARIES.items():
         node = {"type": "object", "additionalProperties": False, "description": f"{fields.owner}, by its own names."}
-        node["properties"] = {name: kind.schema() for name, kind in fields().items() if name not in OWNED[section]}
+        known = {name: kind.schema() for name, kind in fields().items() if name not in OWNED[section]}
+        if section == AUTO[0][0]:
+            known[AUTO[0][1]] = {"anyOf": [known[AUTO[0][1]], {"const": AUTO[1]}]}
+        node["properties"] = known
         schema["properties"][section] = {"anyOf": [node, {"type": "null"}]} if section == "lora" else node
     return schema
 
@@ -402,6 +407,8 @@ def _library_problems(document: Mapping[str, Any]) -> Iterator[tuple[tuple[str, 
                 yield loc, f"`{key}` cannot be set under `{section}`: {reason}"
             elif key not in known:
                 yield loc, _unknown(loc, known)
+            elif ((section, key), value) == AUTO:
+                continue
             elif problem := known[key].problem(value):
                 yield loc, f"`{section}.{key}` {problem}"
             elif key in POSITIVE and isinstance(value, int | float) and value <= 0 and (key, value) != NO_LIMIT:
@@ -441,6 +448,8 @@ def _contradictions(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
                 "cannot be trained"
             ),
         )
+    if recipe.trainer.get(AUTO[0][1]) == AUTO[1] and "gradient_accumulation_steps" not in recipe.trainer:
+        yield AUTO[0], "`auto` needs `trainer.gradient_accumulation_steps`: the rows of a step, which it divides"
     if isinstance(recipe.model, dict):
         if "model_type" not in recipe.model:
             yield ("model",), "a new model needs `model_type`, for instance `model_type: gpt2`"
@@ -452,6 +461,8 @@ def _contradictions(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
         yield ("tokenizer",), "a new tokenizer needs a new model: remove `tokenizer:`, or make `model:` a mapping"
     if (recipe.trainer.get("model_init_kwargs") or {}).get("trust_remote_code"):
         yield ("trainer", "model_init_kwargs"), "`trust_remote_code` cannot be set: code from the hub is never run"
+    if (bias := (recipe.lora or {}).get("bias", "none")) != "none":
+        yield ("lora", "bias"), f"`lora.bias: {bias}` trains the base's own weights, to which the result is compared"
     if (start := (recipe.lora or {}).get("init_lora_weights", True)) not in (True, False, "gaussian"):
         message = (
             f"`lora.init_lora_weights: {start}` changes the base model, to which the result is compared; leave it out"

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sft import UserError
-from sft.files import read_json, write_json, write_text
+from sft.files import damage, read_json, write_json, write_text
 from sft.recipe import Recipe, dump
 
 
@@ -41,8 +41,15 @@ def check_owner(recipe: Recipe, key: str | None = None) -> None:
 
 
 def finished(recipe: Recipe) -> bool:
-    """Whether training ended and left its model."""
-    return recipe.trained.is_dir() and (recipe.folder / "train.json").is_file()
+    """Whether training ended and left its model. Raises UserError where the model's files are not as they were left."""
+    if not (recipe.folder / "train.json").is_file():
+        return False
+    if broken := damage(recipe.trained, read_json(recipe.folder / "train.json")["files"]):
+        raise UserError(
+            f"{recipe.trained / broken}: missing, or not of the size it was written with; put it back, or delete "
+            f"{recipe.folder} and train again"
+        )
+    return True
 
 
 def _mine(recipe: Recipe, key: str) -> dict[str, Any]:

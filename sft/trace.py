@@ -6,18 +6,23 @@ another way than a CPU is put in its place by `OnCuda`. What a GPU allocates ins
 it, stands in `_workspace`. docs/fit.md lists both.
 """
 
+# ruff: noqa: SIM905  a list of names is easier to compare with its source as running text
+
 import math
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from sft import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -53,12 +58,12 @@ class Step:
     """Micro-batches of one step: with more than one, gradients are alive during forward passes too."""
     dtype: torch.dtype = torch.bfloat16
     """Type of the base weights."""
-    adapter_dtype: torch.dtype = torch.float32
     autocast: torch.dtype | None = torch.bfloat16
     checkpointing: dict[str, Any] | None = field(default_factory=dict)
     """Arguments of activation checkpointing, or None where it is off."""
-    fused_head: bool = True
-    """TRL's head, which scores learned positions in tiles; else the model's own loss on all logits."""
+    head: Literal["tiles", "learned", "all"] = "tiles"
+    """TRL's fused head, which scores learned positions in tiles; ours for weighted rows, whose logits are those of all
+    learned positions; or the model's own loss on the logits of all positions."""
     learned: int | None = None
     """Positions with a label in the batch; all of them where nothing is said."""
     optimizer: Callable[[list[Any]], torch.optim.Optimizer] | None = None
@@ -135,32 +140,29 @@ def _highest(segments: dict[str, dict[str, int]], counts: tuple[int, ...]) -> Me
 
 def _trace(step: Step) -> tuple[dict[str, dict[str, int]], tuple[int, int]]:
     """Bytes by kind at the peak of each segment of the step; parameters, and those of them that are trained."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils.checkpoint import DefaultDeviceType
 
-    skeleton = _skeleton(step)
+    model, base = _skeleton(step)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    counts = sum(p.numel() for p in model.parameters()), sum(p.numel() for p in trained)
     ledger = Ledger()
     before = torch.is_autocast_enabled("cuda"), DefaultDeviceType.get_device_type()
-    with FakeTensorMode(allow_non_fake_inputs=True), ExitStack() as modes:
-        model, parameters = _materialised(skeleton, ledger)
-        if step.lora is not None:
-            model = _with_adapter(model, step, ledger)
-        if step.adjust is not None:
-            step.adjust(model)
-        trained = [p for p in model.parameters() if p.requires_grad]
-        added = 0 if step.lora is None else sum(p.numel() for p in trained)
-        modes.callback(lambda: torch.set_autocast_enabled("cuda", before[0]))
-        modes.callback(lambda: DefaultDeviceType.set_device_type(before[1]))
+    with FakeTensorMode(allow_non_fake_inputs=True), OnCuda(step.autocast), ledger:
         torch.set_autocast_enabled("cuda", step.autocast is not None)  # peft asks it; the fake tensors are on a CPU
         DefaultDeviceType.set_device_type("cpu")
-        modes.enter_context(OnCuda(step.autocast))
-        modes.enter_context(ledger)
-        _run(model, trained, step, ledger)
-    return ledger.segments, (parameters + added, sum(p.numel() for p in trained))
+        try:
+            _materialise(model, base, ledger)
+            _run(model, step, ledger)
+        finally:
+            torch.set_autocast_enabled("cuda", before[0])
+            DefaultDeviceType.set_device_type(before[1])
+    return ledger.segments, counts
 
 
-def _skeleton(step: Step) -> Any:
-    """The base model on the meta device, its layers quantised by transformers' own choice of layers."""
+def _skeleton(step: Step) -> tuple[Any, set[int]]:
+    """The model on the meta device, quantised in the layers of transformers' choice, with its adapter; and the ids of
+    the base model's parameters."""
+    from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
     from transformers.initialization import no_init_weights
     from transformers.integrations.bitsandbytes import replace_with_bnb_linear
@@ -169,20 +171,24 @@ def _skeleton(step: Step) -> Any:
     options = {"attn_implementation": step.attention} if step.attention else {}
     with torch.device("meta"), no_init_weights():
         model = AutoModelForCausalLM.from_config(step.config, dtype=step.dtype, **options)
-    model.tie_weights()
-    if step.quantization is not None:
-        replace_with_bnb_linear(model, get_keys_to_not_convert(model), step.quantization)
-        model.is_loaded_in_4bit = step.quantization.load_in_4bit
-        model.is_loaded_in_8bit = step.quantization.load_in_8bit
-    return model
+        model.tie_weights()
+        if step.quantization is not None:
+            replace_with_bnb_linear(model, get_keys_to_not_convert(model), step.quantization)
+            model.is_loaded_in_4bit = step.quantization.load_in_4bit
+            model.is_loaded_in_8bit = step.quantization.load_in_8bit
+        base = {id(p) for p in model.parameters()}
+        if step.lora is not None:
+            model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **step.lora), low_cpu_mem_usage=True)
+    if step.adjust is not None:
+        step.adjust(model)
+    return model, base
 
 
-def _materialised(model: Any, ledger: "Ledger") -> tuple[Any, int]:
-    """The skeleton with fake tensors for meta tensors, and the number of its parameters."""
+def _materialise(model: Any, base: set[int], ledger: "Ledger") -> None:
+    """Put fake tensors in the place of meta tensors, adapters in fp32 as `sft.train` has them."""
     import bitsandbytes
 
-    parameters = sum(p.numel() for p in model.parameters())
-    made: dict[Any, Any] = {}  # tied weights stay tied
+    made: dict[int, Any] = {}  # tied weights stay tied
     for module in model.modules():
         if isinstance(module, bitsandbytes.nn.Linear4bit):
             module.weight = _four_bits(module, ledger)
@@ -190,14 +196,15 @@ def _materialised(model: Any, ledger: "Ledger") -> tuple[Any, int]:
             module.weight = _eight_bits(module, ledger)
         for name, parameter in module._parameters.items():
             if parameter is not None and parameter.device.type == "meta":
-                if parameter not in made:
-                    fake = torch.empty_like(parameter, device="cpu")
-                    made[parameter] = torch.nn.Parameter(ledger.own(fake, "weights"), parameter.requires_grad)
-                module._parameters[name] = made[parameter]
+                if id(parameter) not in made:
+                    dtype = torch.float32 if parameter.requires_grad else parameter.dtype
+                    fake = torch.empty(parameter.shape, dtype=dtype)
+                    ledger.own(fake, "weights" if id(parameter) in base else "adapter")
+                    made[id(parameter)] = torch.nn.Parameter(fake, parameter.requires_grad)
+                module._parameters[name] = made[id(parameter)]
         for name, buffer in module._buffers.items():
             if buffer is not None:
-                module._buffers[name] = ledger.own(torch.empty_like(buffer, device="cpu"), "weights")
-    return model, parameters
+                module._buffers[name] = ledger.own(torch.empty(buffer.shape, dtype=buffer.dtype), "weights")
 
 
 def _four_bits(module: Any, ledger: "Ledger") -> torch.nn.Parameter:
@@ -224,7 +231,7 @@ def _four_bits(module: Any, ledger: "Ledger") -> torch.nn.Parameter:
         shape=shape, code=state(16), blocksize=64, quant_type=meta.quant_type, dtype=meta.dtype, **scales
     )
     module.support_avx512bf16_for_cpu = False
-    return weight  # type: ignore[no-any-return]
+    return weight
 
 
 def _eight_bits(module: Any, ledger: "Ledger") -> torch.nn.Parameter:
@@ -234,34 +241,28 @@ def _eight_bits(module: Any, ledger: "Ledger") -> torch.nn.Parameter:
     weight.CB, weight.SCB = weight.data, ledger.own(torch.empty(shape[0]), "quantisation state")
     weight.has_fp16_weights = False
     module.state.CB, module.state.SCB, module.state.threshold = weight.CB, weight.SCB, 0.0
-    return weight  # type: ignore[no-any-return]
+    return weight
 
 
-def _with_adapter(model: Any, step: Step, ledger: "Ledger") -> Any:
-    from peft import LoraConfig, get_peft_model
-
-    base = {id(p) for p in model.parameters()}
-    adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **step.lora or {}))
-    for parameter in adapted.parameters():
-        if id(parameter) not in base:
-            parameter.data = parameter.data.to(step.adapter_dtype)
-            ledger.own(parameter, "adapter")
-    return adapted
-
-
-def _run(model: Any, trained: list[Any], step: Step, ledger: "Ledger") -> None:
+def _run(model: Any, step: Step, ledger: "Ledger") -> None:
     """One step in which the optimizer has its state already, as every step but the first has."""
+    trained = [p for p in model.parameters() if p.requires_grad]
     causal = model.get_base_model() if step.lora is not None else model
     if step.checkpointing is not None:
         if step.lora is not None:
             model.enable_input_require_grads()
-        causal.activation_checkpointing_enable(step.checkpointing or None)
+        again = {"use_reentrant": False, "context_fn": lambda: (nullcontext(), OnCuda(step.autocast))}
+        try:
+            causal.activation_checkpointing_enable(step.checkpointing | again)  # OnCuda has left the backward pass
+        except ValueError as error:
+            raise UserError(f"{error} Write trainer.activation_checkpointing=false") from error
     model.train()
     _mark_layers(causal, ledger)
     for parameter in trained:
-        parameter.register_post_accumulate_grad_hook(lambda p: ledger.own(p.grad, "gradients"))
+        parameter.register_post_accumulate_grad_hook(ledger.own_gradient)
 
-    optimizer = step.optimizer(trained) if step.optimizer else torch.optim.AdamW(trained, fused=True)
+    with unset_fake_temporarily():  # bitsandbytes' optimizers make tables of real numbers
+        optimizer = step.optimizer(trained) if step.optimizer else torch.optim.AdamW(trained, fused=True)
     ledger.enter("start", "optimizer")
     for parameter in trained:
         parameter.grad = ledger.own(torch.zeros_like(parameter), "gradients")
@@ -291,7 +292,7 @@ def _mark_layers(causal: Any, ledger: "Ledger") -> None:
             ledger.enter(f"forward pass, {name}", "activations")
 
         def left(_module: Any, _inputs: Any, output: Any, name: str = name) -> None:
-            hidden = output[0] if isinstance(output, tuple) else output
+            hidden = output if isinstance(output, torch.Tensor) else output[0]
             if hidden.requires_grad:
                 hidden.register_hook(lambda _: ledger.enter(f"backward pass, {name}", "activations"))
 
@@ -308,22 +309,18 @@ def _loss(model: Any, causal: Any, step: Step, ledger: "Ledger") -> torch.Tensor
         inputs["position_ids"] = torch.zeros(shape, dtype=torch.long)
     elif step.padded:
         inputs["attention_mask"] = torch.ones(shape, dtype=torch.long)
-    with _autocast(step.autocast):
-        if not step.fused_head:
-            return model(**inputs, labels=labels, use_cache=False).loss  # type: ignore[no-any-return]
+    with torch.autocast("cpu", step.autocast or torch.bfloat16, enabled=step.autocast is not None):
+        if step.head == "all":
+            return model(**inputs, labels=labels, use_cache=False).loss
         hidden = causal.base_model(**inputs, use_cache=False).last_hidden_state[:, :-1]
         ledger.enter("head", "head")
         learned = min(step.learned or math.inf, hidden.shape[0] * hidden.shape[1])
         rows, columns = (torch.zeros(int(learned), dtype=torch.long) for _ in range(2))
-        head = causal.get_output_embeddings()
-        log_probs, _, _ = FusedHead.apply(hidden[rows, columns], head.weight, head.bias)
-        return -log_probs.sum() / learned  # type: ignore[no-any-return]
-
-
-@contextmanager
-def _autocast(dtype: torch.dtype | None) -> Iterator[None]:
-    with torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
-        yield
+        head, picked = causal.get_output_embeddings(), hidden[rows, columns]
+        if step.head == "tiles":
+            return -FusedHead.apply(picked, head.weight, head.bias)[0].sum() / learned
+        losses = functional.cross_entropy(head(picked).float(), rows, reduction="none")
+        return (losses * torch.ones(len(rows))).sum() / learned
 
 
 class Ledger(TorchDispatchMode):
@@ -359,6 +356,11 @@ class Ledger(TorchDispatchMode):
             self.live[old] -= size
             self.live[kind] += size
         return tensor
+
+    def own_gradient(self, parameter: torch.Tensor) -> None:
+        """Count a parameter's gradient as one: what autograd calls once it is there."""
+        assert parameter.grad is not None
+        self.own(parameter.grad, "gradients")
 
     def _freed(self, key: int) -> None:
         size, kind, _ = self._entries.pop(key)
@@ -396,7 +398,7 @@ FP32 = frozenset(
     "acos asin cosh cumprod cumsum erfinv exp expm1 group_norm layer_norm log log10 log1p log2 log_softmax logsumexp "
     "norm pow reciprocal rms_norm rpow rsqrt sinh softmax softplus tan cosine_similarity mse_loss nll_loss".split()
 )
-"""Functions that autocast computes in fp32 on CUDA and leaves alone on a CPU: torch's AutocastTestLists, `torch_fp32`."""
+"""What autocast computes in fp32 on CUDA and leaves alone on a CPU: `torch_fp32` of torch's AutocastTestLists."""
 
 
 class OnCuda(TorchFunctionMode):
@@ -441,7 +443,7 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> torch.Tensor:
-    """CUDA's kernels: flash attention without a mask, else memory-efficient attention, whose mask is added as a bias."""
+    """CUDA's kernels: flash attention where there is no mask; memory-efficient attention adds a mask as a bias."""
     if dtype is not None:
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     if attn_mask is None and query.dtype != torch.float32:
@@ -479,12 +481,12 @@ class FusedHead(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        inputs = ctx.saved_tensors[:3]
+        hidden, weight, bias = inputs = ctx.saved_tensors[:3]
         grads = [
             torch.zeros_like(value, dtype=torch.float32) if needed else None
             for value, needed in zip(inputs, ctx.needs_input_grad, strict=True)
         ]
-        for _ in _tiles(*inputs, ctx.dtype):
+        for _ in _tiles(hidden, weight, bias, ctx.dtype):
             pass
         return tuple(None if grad is None else grad.to(value.dtype) for grad, value in zip(grads, inputs, strict=True))
 

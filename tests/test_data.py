@@ -226,6 +226,46 @@ def test_chat_without_a_chat_template_is_refused(gpt2_like: Path) -> None:
         Codec(AutoTokenizer.from_pretrained(gpt2_like), "chat")
 
 
+def test_a_normaliser_that_loses_spaces_is_counted_as_a_change(gpt2_like: Path) -> None:
+    from tokenizers import normalizers
+
+    tokenizer = AutoTokenizer.from_pretrained(gpt2_like)
+    tokenizer.backend_tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Strip()])
+    codec = Codec(tokenizer)
+    texts = [" went home.", "went home.", "e\u0301"]
+    assert codec.unchanged(texts, codec.outputs(texts)) == [False, True, True]
+
+
+def test_an_end_token_that_the_tokenizer_reads_in_an_output_is_an_error(
+    tmp_path: Path, write_recipe: Callable[..., Path]
+) -> None:
+    """A Unigram vocabulary holds `</s>` as an ordinary piece, which no setting keeps it from using."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = [(letter, -5.0) for letter in '▁abcdefghijklmnopqrstuvwxyz0123456789.,;"?!\n OT']
+    unigram = Tokenizer(models.Unigram([("<unk>", -9.0), ("<s>", 0.0), ("</s>", 0.0), *letters], unk_id=0))
+    unigram.pre_tokenizer, unigram.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    PreTrainedTokenizerFast(tokenizer_object=unigram, **names).save_pretrained(tmp_path / "unigram")
+    rows = [{"prompt": f"p{i}", "output": "stop </s> here"} for i in range(4)]
+    with pytest.raises(UserError, match=r"rows.jsonl:1: the output holds the text of the end token"):
+        tokens_of(write_recipe(tmp_path, rows=rows, model=str(tmp_path / "unigram")))
+
+
+def test_a_chat_template_that_refuses_a_row_is_a_message_about_the_row(
+    tmp_path: Path, chat_like: Path, write_recipe: Callable[..., Path]
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(chat_like)
+    refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    tokenizer.chat_template = refusing + tokenizer.chat_template
+    tokenizer.save_pretrained(tmp_path / "model")
+    asked = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
+    rows = [{"messages": asked}, {"messages": [{"role": "system", "content": "Be brief."}, *asked]}]
+    with pytest.raises(UserError, match=r"rows.jsonl:2: the chat template .* refuses it .*no system role"):
+        tokens_of(write_recipe(tmp_path, rows=rows, template="chat"))
+
+
 def test_no_row_stands_on_both_sides(tmp_path: Path, gpt2_like: Path, write_recipe: Callable[..., Path]) -> None:
     rows = [{"prompt": f"opening {i % 10}", "output": f"end {i % 20}"} for i in range(60)]
     _, codec, tokens = tokens_of(write_recipe(tmp_path, rows=rows, model=str(gpt2_like)))

@@ -96,6 +96,21 @@ def test_a_second_evaluation_keeps_what_fits_and_redoes_what_does_not(scored: Re
     evaluate_run(scored)
 
 
+def test_a_damaged_evaluation_is_done_again(scored: Recipe) -> None:
+    file = scored.folder / "eval" / "tuned" / "predictions.jsonl"
+    whole = file.read_text("utf-8")
+    file.write_text(whole[:-20], encoding="utf-8")
+    with pytest.raises(UserError, match=r"predictions.jsonl: missing or damaged .*run `sft eval` again"):
+        report(scored)
+    evaluate_run(scored)
+    assert file.read_text("utf-8") == whole
+
+
+def test_few_rows_prove_nothing(scored: Recipe) -> None:
+    scores = scores_of(scored) | {"rows": 2}
+    assert verdict(scores) == "2 held-out rows are too few to tell base and tuned model apart; hold out 10 or more."
+
+
 def test_the_report_is_one_file_that_says_what_happened(scored: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
     page = report(scored).read_text("utf-8")
     assert not re.search(r'(src|href)="|@import|url\(', page), "nothing is loaded from elsewhere"

@@ -32,7 +32,8 @@ def run(tmp_path: Path, gpt2_like: Path, tiny_model: Callable[..., Path], write_
 
     def _run(*overrides: str, model_type: str = "gpt2", **changes: Any) -> Recipe:
         if not (tmp_path / "model").exists():
-            odd = {"intermediate_size": 172} if model_type == "llama" else {}
+            odd: dict[str, Any] = {"intermediate_size": 172} if model_type == "llama" else {}
+            odd |= {"attention_types": [[["global", "local"], 1]]} if model_type == "gpt_neo" else {}
             tiny_model(tmp_path / "model", gpt2_like, model_type, **odd)
         recipe = load(write_recipe(tmp_path, **changes), overrides)
         train(recipe)
@@ -208,6 +209,66 @@ def test_packing_is_proven_before_it_is_used(run: Any) -> None:
 def test_an_architecture_that_leaks_between_packed_rows_is_refused(run: Any) -> None:
     with pytest.raises(UserError, match="packing is not safe for this architecture"):
         run(model_type="falcon", trainer={"packing": True})
+
+
+@pytest.mark.parametrize("model_type", ["bloom", "gpt_neo"])
+def test_packing_is_refused_where_it_leaks_a_little_or_fails_in_a_batch(run: Any, model_type: str) -> None:
+    with pytest.raises(UserError, match=r"packing is not safe|a packed batch fails"):
+        run(model_type=model_type, trainer={"packing": True, "per_device_train_batch_size": 8})
+
+
+def test_a_diverged_model_is_never_saved(run: Any, tmp_path: Path) -> None:
+    wild = {
+        "learning_rate": 1e30,
+        "max_grad_norm": 0.0,
+        "logging_steps": 100,
+        "max_steps": 6,
+        "lr_scheduler_type": "constant",
+    }
+    with pytest.raises(UserError, match=r"is not finite after step 6; lower `trainer\.learning_rate`"):
+        run(trainer=wild)
+    assert not (tmp_path / "runs" / "run" / "adapter").exists()
+
+
+def test_a_base_that_was_trained_anew_is_noticed(run: Any, tmp_path: Path) -> None:
+    run()
+    weights = tmp_path / "model" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-8:] = bytes(8)  # the same name and size, other weights
+    weights.write_bytes(content)
+    with pytest.raises(UserError, match=r"holds another run .on another base"):
+        run()
+
+
+def test_a_damaged_adapter_is_told_and_not_used(run: Any) -> None:
+    file = run().trained / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-10])
+    with pytest.raises(UserError, match=r"adapter_model\.safetensors: missing, or not of the size it was written with"):
+        run()
+
+
+def test_rows_with_and_without_weights_train_together(tmp_path: Path, run: Any) -> None:
+    (tmp_path / "mixed.py").write_text(
+        "from data_templates import Segment, Template\n"
+        "def template():\n"
+        "    return Template(fields={'output': ''}, prompt=lambda r: r['prompt'] + ':', completion=lambda r:\n"
+        "        [Segment('all', r['output'], 2.0 if 'Mira' in r['prompt'] else 1.0)])\n"
+    )
+    recipe = run(template=str(tmp_path / "mixed.py"))
+    counts = json.loads((recipe.folder / "train.json").read_text())["counts"]["train"]
+    assert 0 < counts["weighted"] < counts["rows"]
+
+
+def test_a_run_does_not_go_on_with_another_number_of_processes(run: Any, tmp_path: Path) -> None:
+    from sft.train import _last_whole_checkpoint
+
+    folder = tmp_path / "checkpoints" / "checkpoint-4"
+    folder.mkdir(parents=True)
+    (folder / "weights").write_text("w")
+    (folder / "whole.json").write_text('{"processes": 2, "files": {"weights": 1}}')
+    assert _last_whole_checkpoint(folder.parent, 2) == str(folder)
+    with pytest.raises(UserError, match="was written by 2 processes and would go on with 1"):
+        _last_whole_checkpoint(folder.parent, 1)
 
 
 def test_a_finished_run_is_left_alone_and_another_recipe_is_kept_out(run: Any) -> None:

@@ -1,0 +1,85 @@
+"""What is known of the models that recipes name: their configs, so that no hub has to be reached to know their size.
+
+`sft/models/*.json` holds, for each, those fields of its config.json that its shape follows from, and the type its
+weights are published in. What the hub or its cache says comes first where it can be reached.
+"""
+
+import json
+import os
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sft import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+FOLDER = Path(__file__).with_name("models")
+PATIENCE = 2.0
+"""Seconds to wait for the hub."""
+
+
+def config(model: str, revision: str = "main") -> tuple["PreTrainedConfig", str]:
+    """The config of a model on the hub or in a folder, and where it is from.
+
+    Raises UserError where it is in neither, nor known.
+    """
+    from transformers import AutoConfig
+
+    if (Path(model) / "config.json").is_file():
+        return AutoConfig.from_pretrained(model), "its folder"
+    if os.path.isdir(model) or model.startswith((".", "/", "~")):
+        raise UserError(f"{model}: no config.json there; `model` is a local folder, an id on the hub, or a recipe")
+    if (file := _from_hub(model, revision)) is not None:
+        return AutoConfig.from_pretrained(os.path.dirname(file)), "the hub"
+    if (fact := known(model)) is not None:
+        return AutoConfig.for_model(**fact["config"]), "sft/models"
+    raise UserError(
+        f"{model}: the hub cannot be reached, and its config is not among those shipped; put its config.json "
+        "into a folder and name that: model=path/to/folder"
+    )
+
+
+def download(model: str, parameters: int) -> tuple[int, bool]:
+    """Bytes of a model's weights as published, and whether that is the hub's word rather than a sum of ours."""
+    folder = Path(model)
+    if folder.is_dir():
+        return sum(file.stat().st_size for file in folder.glob("*.safetensors")), True
+    if not offline():
+        from huggingface_hub import HfApi
+
+        try:
+            files = HfApi().model_info(model, files_metadata=True, timeout=PATIENCE).siblings or []
+            if size := sum(file.size or 0 for file in files if file.rfilename.endswith(".safetensors")):
+                return size, True
+        except Exception:  # the hub client raises dozens of classes, and each means that the hub does not say
+            pass
+    fact = known(model)
+    wide = fact is None or fact["published"] == "float32"
+    return parameters * (4 if wide else 2), False
+
+
+@cache
+def known(model: str) -> dict[str, Any] | None:
+    """The shipped facts of a model, by its id with or without the name of GPT-2's organisation."""
+    file = FOLDER / f"{model.removeprefix('openai-community/').replace('/', '--')}.json"
+    files = (file, FOLDER / f"{model.replace('/', '--')}.json")
+    return next((json.loads(path.read_text("utf-8")) for path in files if path.is_file()), None)
+
+
+def offline() -> bool:
+    """Whether the hub is not to be asked."""
+    from huggingface_hub.constants import is_offline_mode
+
+    return bool(is_offline_mode())
+
+
+def _from_hub(model: str, revision: str) -> str | None:
+    """The hub's config.json as a file in the cache, or None where neither has it."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return hf_hub_download(model, "config.json", revision=revision, etag_timeout=PATIENCE)
+    except Exception:  # likewise
+        return None
