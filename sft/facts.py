@@ -6,9 +6,11 @@ weights are published in. What the hub or its cache says comes first where it ca
 
 import json
 import os
+import socket
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from sft import UserError
 
@@ -68,11 +70,19 @@ def known(model: str) -> dict[str, Any] | None:
     return next((json.loads(path.read_text("utf-8")) for path in files if path.is_file()), None)
 
 
+@cache
 def offline() -> bool:
-    """Whether the hub is not to be asked."""
-    from huggingface_hub.constants import is_offline_mode
+    """Whether the hub is not to be asked, or does not answer: its client would try again for half a minute."""
+    from huggingface_hub.constants import ENDPOINT, is_offline_mode
 
-    return bool(is_offline_mode())
+    if is_offline_mode():
+        return True
+    address = urlsplit(ENDPOINT)
+    try:
+        socket.create_connection((address.hostname or "", address.port or 443), PATIENCE).close()
+    except OSError:
+        return True
+    return False
 
 
 def _from_hub(model: str, revision: str) -> str | None:
@@ -80,6 +90,6 @@ def _from_hub(model: str, revision: str) -> str | None:
     from huggingface_hub import hf_hub_download
 
     try:
-        return hf_hub_download(model, "config.json", revision=revision, etag_timeout=PATIENCE)
+        return hf_hub_download(model, "config.json", revision=revision, local_files_only=offline())
     except Exception:  # likewise
         return None

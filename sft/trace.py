@@ -58,6 +58,8 @@ class Step:
     """Micro-batches of one step: with more than one, gradients are alive during forward passes too."""
     dtype: torch.dtype = torch.bfloat16
     """Type of the base weights."""
+    adapter_dtype: torch.dtype = torch.float32
+    """Type of what is trained, where the base weights are of a lower one."""
     autocast: torch.dtype | None = torch.bfloat16
     checkpointing: dict[str, Any] | None = field(default_factory=dict)
     """Arguments of activation checkpointing, or None where it is off."""
@@ -151,7 +153,7 @@ def _trace(step: Step) -> tuple[dict[str, dict[str, int]], tuple[int, int]]:
         torch.set_autocast_enabled("cuda", step.autocast is not None)  # peft asks it; the fake tensors are on a CPU
         DefaultDeviceType.set_device_type("cpu")
         try:
-            _materialise(model, base, ledger)
+            _materialise(model, base, step, ledger)
             _run(model, step, ledger)
         finally:
             torch.set_autocast_enabled("cuda", before[0])
@@ -184,7 +186,7 @@ def _skeleton(step: Step) -> tuple[Any, set[int]]:
     return model, base
 
 
-def _materialise(model: Any, base: set[int], ledger: "Ledger") -> None:
+def _materialise(model: Any, base: set[int], step: Step, ledger: "Ledger") -> None:
     """Put fake tensors in the place of meta tensors, adapters in fp32 as `sft.train` has them."""
     import bitsandbytes
 
@@ -197,7 +199,7 @@ def _materialise(model: Any, base: set[int], ledger: "Ledger") -> None:
         for name, parameter in module._parameters.items():
             if parameter is not None and parameter.device.type == "meta":
                 if id(parameter) not in made:
-                    dtype = torch.float32 if parameter.requires_grad else parameter.dtype
+                    dtype = step.adapter_dtype if parameter.requires_grad else parameter.dtype
                     fake = torch.empty(parameter.shape, dtype=dtype)
                     ledger.own(fake, "weights" if id(parameter) in base else "adapter")
                     made[id(parameter)] = torch.nn.Parameter(fake, parameter.requires_grad)

@@ -370,7 +370,7 @@ def _record(
         "seconds": seconds, "steps": trainer.state.global_step, "epochs": trainer.state.epoch,
         "processes": trainer.args.world_size, "device": torch.cuda.get_device_name() if cuda else "CPU",
         "peak_memory_bytes": peak,
-        "predicted_memory_bytes": predicted(recipe, trainer.args.per_device_train_batch_size) if cuda else None,
+        "predicted_memory_bytes": _predicted(recipe, trainer) if cuda else None,
         "trainable_parameters": trainable, "parameters": total,
         "tokens_seen": trainer.tokens_seen * trainer.args.world_size,
         "counts": {side: vars(counts) for side, counts in tokens.counts.items()}, "tokens": tokens.key,
@@ -380,6 +380,15 @@ def _record(
         "files": sizes(recipe.trained),
         "versions": {name: version(name) for name in LIBRARIES} | {"python": sys.version.split()[0]},
     }  # fmt: skip
+
+
+def _predicted(recipe: Recipe, trainer: OutputTrainer) -> int | None:
+    """The peak that `sft fit` foresees. That an unusual model cannot be traced shall not cost a finished training."""
+    try:
+        return predicted(recipe, trainer.args.per_device_train_batch_size)
+    except Exception as error:
+        say(f"the memory could not be predicted: {type(error).__name__}: {error}")
+        return None
 
 
 def _parameters(model: Any) -> tuple[int, int]:
