@@ -61,10 +61,8 @@ def tiny(
     kind = architecture(recipe)
     fact = facts.known(str(recipe.model))
     assert fact is not None
-    kept = (
-        "rotary_pct use_parallel_residual multi_query parallel_attn bias alibi new_decoder_architecture "
-        "activation_function hidden_act hidden_activation afn tie_word_embeddings"
-    ).split()
+    kept = ["rotary_pct", "use_parallel_residual", "multi_query", "parallel_attn", "bias", "alibi", "afn", "hidden_act"]
+    kept += ["new_decoder_architecture", "activation_function", "hidden_activation", "tie_word_embeddings"]
     config = TINY | {key: fact["config"][key] for key in kept if key in fact["config"]} | OWN.get(kind, {})
     config = {key: value for key, value in config.items() if value is not None}
     dropouts = dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop", "attention_dropout", "hidden_dropout"), 0.0)
