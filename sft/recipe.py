@@ -461,7 +461,7 @@ def _contradictions(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
         yield ("tokenizer",), "a new tokenizer needs a new model: remove `tokenizer:`, or make `model:` a mapping"
     if (recipe.trainer.get("model_init_kwargs") or {}).get("trust_remote_code"):
         yield ("trainer", "model_init_kwargs"), "`trust_remote_code` cannot be set: code from the hub is never run"
-    if (bias := (recipe.lora or {}).get("bias", "none")) != "none":
+    if (bias := (recipe.lora or {}).get("bias", "none")) in ("all", "lora_only"):
         yield ("lora", "bias"), f"`lora.bias: {bias}` trains the base's own weights, to which the result is compared"
     if (start := (recipe.lora or {}).get("init_lora_weights", True)) not in (True, False, "gaussian"):
         message = (
