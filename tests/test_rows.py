@@ -424,7 +424,7 @@ def test_exception_in_a_lazy_template_names_the_row(function: Callable[..., Any]
         yield row["steps"][0]
 
     both = Template(fields={}, prompt=str, completion=str, samples=lazy, keys=lazy)
-    with pytest.raises(UserError, match=r"f:1: no column 'steps'; there are `a`"):
+    with pytest.raises(UserError, match=r"f:1: no column `steps`; there are `a`"):
         function(both, {"a": 1}, "f:1")
     with pytest.raises(UserError, match=r"f:1: the template cannot read this row: IndexError"):
         function(both, {"steps": []}, "f:1")

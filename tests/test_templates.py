@@ -462,7 +462,7 @@ BROKEN = {
     # chains of algorithms
     "no field": Broken("no column `field`", chain(d(), field=...), EVOLUTION),
     "field null": Broken("`field` is null", chain(d(), field=None), EVOLUTION),
-    "steps missing": Broken("no column 'steps'", chain(steps=...), EVOLUTION),
+    "steps missing": Broken("no column `steps`", chain(steps=...), EVOLUTION),
     "steps null": Broken("chain `second`: `steps` is not a list of steps", chain(steps=None), EVOLUTION),
     "steps a text": Broken("chain `second`: `steps` is not a list of steps", chain(steps="C, D"), EVOLUTION),
     "no steps in it": Broken("chain `second`: `steps` is not a list of steps", chain(steps=[]), EVOLUTION),
