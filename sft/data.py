@@ -243,12 +243,14 @@ class _Encoder:
                     self.counts.empty += 1
                     self.counts.note("empty", where, f"`{name}`")
                     break
-            self.counts.damaged += any(pattern.search(t) for pattern in patterns.values() for t in (prompt, output))
+            damaged = False
             for text in (prompt, output):
                 for what, pattern in patterns.items():
                     if found := pattern.search(text):
+                        damaged = True
                         self.counts.suspicious[what] = self.counts.suspicious.get(what, 0) + 1
                         self.counts.note(what, where, repr(text[max(0, found.start() - 20) : found.end() + 20]))
+            self.counts.damaged += damaged
 
     def _sample(
         self, where: str, head: list[int], tail: list[int], segments: Sequence[Segment]
