@@ -5,25 +5,27 @@ The loss falls on the output and its end token alone: `labels` repeats `input_id
 
 import hashlib
 import json
-import re
-from array import array
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 import data_templates
-from data_templates import Row, Segment, Template, as_text
+from data_templates import Prompt, Row, Segment, Template, as_text
 from sft import UserError
 from sft.codec import Codec
+from sft.counts import FACTS, Counts, count, looks
 from sft.files import whole_folder
 from sft.recipe import Recipe
-from sft.rows import Record, fingerprint
-from sft.split import Split, hashed
+from sft.rows import fingerprint
+from sft.split import REPEATED, Split, hashed, record_keys, records
 from sft.template import has_prompt, load_template, read_sample, samples, template_file
 
 if TYPE_CHECKING:
@@ -36,57 +38,9 @@ MASKED = -100
 BATCH = 512
 """Records that are read, tokenised and written together."""
 
-SUSPICIOUS = {
-    "a replacement character (�): bytes were lost when the text was decoded": re.compile("\ufffd"),
-    "a control character": re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]"),
-    "a byte order mark inside the text": re.compile("\ufeff"),
-    "UTF-8 that was read as Latin-1 (mojibake)": re.compile("[\u00c2\u00c3][\u0080-\u00bf]|â€|ã€|å[\u0080-\u00bf]{2}"),
-}
-SPECIAL = "the name of a special token, which becomes that token in a chat template"
-
-
-@dataclass
-class Counts:
-    """What became of the rows of one side of the split."""
-
-    records: int = 0
-    """Records read, after those that are held out already were left out."""
-    rows: int = 0
-    """Rows that reach the trainer or the scorer."""
-    tokens: int = 0
-    supervised: int = 0
-    """Tokens with a label: those of the outputs and their end tokens."""
-    ended: int = 0
-    """Rows whose last label is the end token, so that the model learns to stop."""
-    trimmed: int = 0
-    """Rows whose prompt lost its oldest tokens to fit `trainer.max_length`."""
-    dropped: int = 0
-    """Rows left out because they do not fit, their outputs being longer than there is room."""
-    repeated: int = 0
-    """Training records left out because the held-out side has the same row, or one with the same key."""
-    duplicates: int = 0
-    """Rows that are there more than once, counted without their first."""
-    seams: int = 0
-    """Rows whose prompt and output, tokenised together, would have merged into one token where they meet."""
-    changed: int = 0
-    """Rows whose output the tokenizer does not give back exactly."""
-    weighted: int = 0
-    """Rows with a loss weight other than 1."""
-    longest: int = 0
-    empty: int = 0
-    """Rows with a field that holds nothing."""
-    damaged: int = 0
-    """Rows with a text that looks wrong."""
-    suspicious: dict[str, int] = field(default_factory=dict)
-    """What looks wrong -> texts, of which a row has two."""
-    lengths: dict[str, int] = field(default_factory=dict)
-    """Length in tokens, rounded up to a multiple of 16 -> rows."""
-    examples: dict[str, str] = field(default_factory=dict)
-    """Count -> the first row that was counted."""
-
-    def note(self, name: str, where: str, text: str) -> None:
-        """Keep the first example of something counted."""
-        self.examples.setdefault(name, f"{where}: {text}")
+SIDES = {"train": ["input_ids", "labels", "weights"],
+         "test": ["input_ids", "labels", "weights", "prompt", "reference", "where", "prompt_tokens"]}  # fmt: skip
+"""The columns of each side; the texts are kept of held-out rows alone."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +100,9 @@ def _key(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast") -> str:
 
 def _code() -> str:
     """Hash of the code that makes tokens: an edit of it makes them anew."""
-    files = [Path(__file__).with_name(f"{name}.py") for name in ("data", "codec", "split", "rows", "template")]
+    files = [
+        Path(__file__).with_name(f"{name}.py") for name in ("data", "counts", "codec", "split", "rows", "template")
+    ]
     return _digest(*(file.read_text("utf-8") for file in [*files, Path(data_templates.__file__)]))
 
 
@@ -155,22 +111,13 @@ def _digest(*parts: str) -> str:
 
 
 def _write(recipe: Recipe, codec: Codec, folder: Path) -> None:
-    """Both sides as Arrow streams, and their counts; some hundred rows are in memory at a time."""
-    template = load_template(recipe)
-    split = Split(recipe, template)
-    encoders = {side: _Encoder(recipe, template, codec) for side in ("train", "test")}
-    waiting: dict[str, list[Record]] = {side: [] for side in encoders}
-    with ExitStack() as files:
-        writers = {side: files.enter_context(_Arrow(folder / f"{side}.arrow", side == "test")) for side in encoders}
-        for side, record in split.records():
-            waiting[side].append(record)
-            if len(waiting[side]) == BATCH:
-                writers[side].write(encoders[side].samples(waiting[side]))
-                waiting[side] = []
-        for side, records in waiting.items():
-            writers[side].write(encoders[side].samples(records))
-    counts = {side: encoder.finish() for side, encoder in encoders.items()}
-    counts["train"].repeated = split.repeated
+    """The facts of every row, then each row on its side, and the counts. Some hundred rows are in memory at a time."""
+    split, facts = Split(recipe.data), folder / "facts.arrow"
+    with _stream(facts, FACTS) as stream:
+        for batch in _facts(recipe, codec, split):
+            stream.write_batch(batch)
+    counts = _deal(facts, split.sides(), codec, folder)
+    facts.unlink()
     for side, found in counts.items():
         if not found.rows:
             raise UserError(
@@ -181,143 +128,179 @@ def _write(recipe: Recipe, codec: Codec, folder: Path) -> None:
     (folder / "counts.json").write_text(json.dumps({side: asdict(c) for side, c in counts.items()}), "utf-8")
 
 
-class _Encoder:
-    """Records to samples with ids and labels, in batches, counting what becomes of each."""
+class _Sample(NamedTuple):
+    """A row as its template reads it."""
 
-    def __init__(self, recipe: Recipe, template: Template, codec: Codec) -> None:
-        self.recipe, self.template, self.codec = recipe, template, codec
-        self.counts, self.seen = Counts(), array("Q")
-        self.room = max_length(recipe)
-
-    def finish(self) -> Counts:
-        """The counts, once all records were seen."""
-        self.counts.duplicates = len(self.seen) - len(np.unique(np.array(self.seen, dtype=np.uint64)))
-        return self.counts
-
-    def samples(self, batch: Sequence[Record]) -> Iterator[dict[str, Any]]:
-        """Every row that fits, with its ids and labels, and what the scorer needs beside them."""
-        self.counts.records += len(batch)
-        places = [(where, row) for where, record in batch for row in samples(self.template, record, where)]
-        rows = [read_sample(self.template, row, where) for where, row in places]
-        prompts = [as_text(prompt) for prompt, _ in rows]
-        outputs = ["".join(segment.text for segment in segments) for _, segments in rows]
-        self.seen.extend(hashed(f"{prompt}\0{output}") for prompt, output in zip(prompts, outputs, strict=True))
-        try:
-            heads = self.codec.prompts([prompt for prompt, _ in rows])
-        except UserError:  # a chat template that refuses a prompt does not know which row it is
-            for (where, _), (prompt, _) in zip(places, rows, strict=True):
-                try:
-                    self.codec.prompts([prompt])
-                except UserError as error:
-                    raise UserError(f"{where}: {error}") from error
-            raise
-        tails = self.codec.outputs(outputs)
-        self._look_at(places, prompts, outputs, heads, tails)
-        for (where, _), (_, segments), prompt, output, head, tail in zip(
-            places, rows, prompts, outputs, heads, tails, strict=True
-        ):
-            if (sample := self._sample(where, head, tail, segments)) is not None:
-                start = len(sample["input_ids"]) - len(tail) - len(self.codec.end)
-                yield sample | {"prompt": prompt, "reference": output, "where": where, "prompt_tokens": start}
-
-    def _look_at(
-        self,
-        places: Sequence[tuple[str, Row]],
-        prompts: Sequence[str],
-        outputs: Sequence[str],
-        heads: Sequence[list[int]],
-        tails: Sequence[list[int]],
-    ) -> None:
-        """Count what a person should know of the texts before they are trained on."""
-        patterns = SUSPICIOUS | ({SPECIAL: self.codec.special} if self.codec.chat else {})
-        unchanged, merged = self.codec.unchanged(outputs, tails), self.codec.merged(prompts, outputs, heads, tails)
-        for (where, row), prompt, output, same, seam in zip(places, prompts, outputs, unchanged, merged, strict=True):
-            if not same:
-                self.counts.changed += 1
-                self.counts.note("changed", where, repr(output[:80]))
-            if seam:
-                self.counts.seams += 1
-                self.counts.note("seams", where, f"{prompt[-12:]!r} + {output[:12]!r}")
-            for name in self.template.fields:
-                if isinstance(row.get(name), str) and not row[name].strip():
-                    self.counts.empty += 1
-                    self.counts.note("empty", where, f"`{name}`")
-                    break
-            damaged = False
-            for text in (prompt, output):
-                for what, pattern in patterns.items():
-                    if found := pattern.search(text):
-                        damaged = True
-                        self.counts.suspicious[what] = self.counts.suspicious.get(what, 0) + 1
-                        self.counts.note(what, where, repr(text[max(0, found.start() - 20) : found.end() + 20]))
-            self.counts.damaged += damaged
-
-    def _sample(
-        self, where: str, head: list[int], tail: list[int], segments: Sequence[Segment]
-    ) -> dict[str, Any] | None:
-        """One row of ids and labels, or None where it does not fit."""
-        if self.codec.end[-1] in tail:
-            raise UserError(f"{where}: the output holds the text of the end token, at which a model stops; take it out")
-        tail, counts = tail + self.codec.end, self.counts
-        length = len(head) + len(tail)
-        if length > self.room:
-            if self.recipe.data.overflow == "error":
-                raise UserError(
-                    f"{where}: {length} tokens, `trainer.max_length` is {self.room}; raise it, "
-                    "or write `data.overflow: trim_prompt` or `drop`"
-                )
-            if (
-                self.recipe.data.overflow == "drop"
-                or (trimmed := self.codec.trimmed(head, self.room - len(tail))) is None
-            ):
-                counts.dropped += 1
-                counts.note("dropped", where, f"{length} tokens, {len(tail)} of them output")
-                return None
-            counts.trimmed += 1
-            counts.note("trimmed", where, f"{length} tokens, {len(tail)} of them output")
-            head = trimmed
-        sample: dict[str, Any] = {"input_ids": head + tail, "labels": [MASKED] * len(head) + tail}
-        if any(segment.weight != 1 for segment in segments):
-            _weigh(sample, segments, self.codec)
-            counts.weighted += 1
-        counts.rows += 1
-        counts.tokens += len(head) + len(tail)
-        counts.supervised += len(sample["labels"]) - sample["labels"].count(MASKED)
-        counts.ended += sample["labels"][-len(self.codec.end) :] == self.codec.end
-        counts.longest = max(counts.longest, len(head) + len(tail))
-        bucket = str(-(-(len(head) + len(tail)) // 16) * 16)
-        counts.lengths[bucket] = counts.lengths.get(bucket, 0) + 1
-        return sample
+    record: int
+    where: str
+    prompt: Prompt
+    segments: Sequence[Segment]
+    text: str
+    """The prompt as text."""
+    output: str
+    empty: str | None
+    """A field that holds nothing."""
 
 
-def _weigh(sample: dict[str, Any], segments: Sequence[Segment], codec: Codec) -> None:
-    """Add the loss weight of each token. A weight of 0 takes the label away as well; the end token weighs 1."""
-    weights = codec.weights(segments)
-    weights += [1.0] * len(codec.end)
-    start = len(sample["input_ids"]) - len(weights)
-    sample["weights"] = [0.0] * start + weights
-    for i, weight in enumerate(weights, start):
-        if not weight:
-            sample["labels"][i] = MASKED
+class _Ids(NamedTuple):
+    """A batch of samples as ids, and what was found while making them."""
+
+    heads: list[list[int]]
+    tails: list[list[int]]
+    unchanged: list[bool]
+    merged: list[bool]
 
 
-class _Arrow:
-    """An Arrow stream of samples. The texts are kept of held-out rows alone."""
+def _facts(recipe: Recipe, codec: Codec, split: Split) -> Iterator[pa.RecordBatch]:
+    """The rows in batches. While one is tokenised, which leaves Python free, the next is read."""
+    before: tuple[list[_Sample], Future[_Ids]] | None = None
+    with ThreadPoolExecutor(1) as background:
+        for batch in chain(_batches(recipe, load_template(recipe), split), [None]):
+            ids = background.submit(_encode, codec, batch) if batch else None
+            if before is not None:
+                yield _look(recipe, codec, before[0], before[1].result())
+            before = (batch, ids) if batch and ids else None
 
-    def __init__(self, path: Path, test: bool) -> None:
-        ids, text = pa.list_(pa.int32()), pa.string()
-        columns = {"input_ids": ids, "labels": ids, "weights": pa.list_(pa.float32())}
-        columns |= {"prompt": text, "reference": text, "where": text, "prompt_tokens": pa.int32()} if test else {}
-        self._path, self._schema = path, pa.schema(columns)
 
-    def __enter__(self) -> "_Arrow":
-        self._sink = pa.OSFile(str(self._path), "wb")
-        self._stream = pa.ipc.new_stream(self._sink, self._schema)
-        return self
+def _batches(recipe: Recipe, template: Template, split: Split) -> Iterator[list[_Sample]]:
+    """The samples of all records; the split is told their keys."""
+    batch: list[_Sample] = []
+    for number, (held, (where, record)) in enumerate(records(recipe.data)):
+        rows = samples(template, record, where)
+        read = [read_sample(template, row, where) for row in rows]
+        split.see(held, record_keys(template, record, where, read, by_prompt=split.drawn))
+        for row, (prompt, segments) in zip(rows, read, strict=True):
+            text, output = as_text(prompt), "".join([segment.text for segment in segments])
+            batch.append(_Sample(number, where, prompt, segments, text, output, _empty(template, row)))
+        if len(batch) >= BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
 
-    def write(self, samples: Iterator[dict[str, Any]]) -> None:
-        self._stream.write_batch(pa.RecordBatch.from_pylist(list(samples), schema=self._schema))
 
-    def __exit__(self, *_: object) -> None:
-        self._stream.close()
-        self._sink.close()
+def _empty(template: Template, row: Row) -> str | None:
+    """The first field that holds nothing."""
+    for name in template.fields:
+        text = row.get(name)
+        if isinstance(text, str) and (not text or text.isspace()):
+            return name
+    return None
+
+
+def _encode(codec: Codec, batch: Sequence[_Sample]) -> _Ids:
+    try:
+        heads = codec.prompts([sample.prompt for sample in batch])
+    except UserError:  # a chat template that refuses a prompt does not know which row it is
+        for sample in batch:
+            try:
+                codec.prompts([sample.prompt])
+            except UserError as error:
+                raise UserError(f"{sample.where}: {error}") from error
+        raise
+    texts, outputs = [sample.text for sample in batch], [sample.output for sample in batch]
+    tails = codec.outputs(outputs)
+    return _Ids(heads, tails, codec.unchanged(outputs, tails), codec.merged(texts, outputs, heads, tails))
+
+
+def _look(recipe: Recipe, codec: Codec, batch: Sequence[_Sample], ids: _Ids) -> pa.RecordBatch:
+    """What is known of each row of a batch."""
+    heads, tails = ids.heads.copy(), [tail + codec.end for tail in ids.tails]
+    whole = [len(head) + len(tail) for head, tail in zip(heads, tails, strict=True)]
+    kept = [True] * len(batch)
+    for i, sample in enumerate(batch):
+        if codec.end[-1] in ids.tails[i]:
+            raise UserError(
+                f"{sample.where}: the output holds the text of the end token, at which a model stops; take it out"
+            )
+        if whole[i] > max_length(recipe):
+            fitted = _fitted(recipe, codec, sample.where, heads[i], len(tails[i]))
+            kept[i], heads[i] = fitted is not None, fitted or []
+    rows = [head + tail if keep else [] for head, tail, keep in zip(heads, tails, kept, strict=True)]
+    weights = [
+        _weights(codec, sample, len(head)) if keep else None
+        for sample, head, keep in zip(batch, heads, kept, strict=True)
+    ]
+    ends, labels = _labels(rows, [len(head) for head in heads], weights)
+    row_of = np.repeat(np.arange(len(rows)), np.diff(ends))
+    special = codec.special if codec.chat else None
+    columns = {
+        "record": [sample.record for sample in batch],
+        "where": [sample.where for sample in batch],
+        "prompt": [sample.text for sample in batch],
+        "reference": [sample.output for sample in batch],
+        "hash": np.array([hashed(f"{sample.text}\0{sample.output}") for sample in batch], dtype=np.uint64),
+        "input_ids": rows,
+        "labels": pa.ListArray.from_arrays(ends, labels),
+        "weights": weights,
+        "prompt_tokens": [len(head) for head in heads],
+        "tokens": np.diff(ends),
+        "learned": np.bincount(row_of[labels != MASKED], minlength=len(rows)),
+        "whole": whole,
+        "output_tokens": [len(tail) for tail in tails],
+        "kept": kept,
+        "ended": [labels[end - len(codec.end) : end].tolist() == codec.end for end in ends[1:]],
+        "changed": [not same for same in ids.unchanged],
+        "seam": ids.merged,
+        "empty": [sample.empty for sample in batch],
+        "looks": [looks(sample.text, special) + looks(sample.output, special) for sample in batch],
+    }
+    return pa.RecordBatch.from_pydict(columns, schema=FACTS)
+
+
+def _fitted(recipe: Recipe, codec: Codec, where: str, head: list[int], output: int) -> list[int] | None:
+    """A prompt without its oldest tokens, so that its row fits, or None where the row is left out."""
+    room, overflow = max_length(recipe), recipe.data.overflow
+    if overflow == "error":
+        raise UserError(
+            f"{where}: {len(head) + output} tokens, `trainer.max_length` is {room}; raise it, "
+            "or write `data.overflow: trim_prompt` or `drop`"
+        )
+    return None if overflow == "drop" else codec.trimmed(head, room - output)
+
+
+def _weights(codec: Codec, sample: _Sample, head: int) -> list[float] | None:
+    """The loss weight of each token of a row, where one is not 1. The end token weighs 1."""
+    if all(segment.weight == 1 for segment in sample.segments):
+        return None
+    return [0.0] * head + codec.weights(sample.segments) + [1.0] * len(codec.end)
+
+
+def _labels(
+    rows: Sequence[Sequence[int]], heads: Sequence[int], weights: Sequence[Sequence[float] | None]
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Where each row ends, and the labels of all, one behind the other: their ids, but for the prompts and for what
+    weighs 0."""
+    ends = np.cumsum([0, *map(len, rows)], dtype=np.int32)
+    labels = np.fromiter(chain.from_iterable(rows), np.int32, ends[-1])
+    place = np.arange(ends[-1]) - np.repeat(ends[:-1], np.diff(ends))
+    labels[place < np.repeat(heads, np.diff(ends))] = MASKED
+    for start, some in zip(ends[:-1], weights, strict=True):
+        if some is not None:
+            labels[start : start + len(some)][np.array(some) == 0] = MASKED
+    return ends, labels
+
+
+def _deal(facts: Path, sides: NDArray[np.int8], codec: Codec, folder: Path) -> dict[str, Counts]:
+    """Each row that is kept into the file of its side, and the counts of each. `sides` has one for each record."""
+    counts = {}
+    with pa.memory_map(str(facts)) as source:
+        table = pa.ipc.open_stream(source).read_all()
+        side_of = sides[table["record"].to_numpy()]
+        for side, (name, columns) in enumerate(SIDES.items()):
+            keep, start = (side_of == side) & table["kept"].to_numpy(), 0
+            with _stream(folder / f"{name}.arrow", pa.schema([FACTS.field(column) for column in columns])) as stream:
+                for batch in table.select(columns).to_batches():
+                    stream.write_batch(batch.filter(pa.array(keep[start : start + len(batch)])))
+                    start += len(batch)
+            counts[name] = count(table, side_of == side, codec.special)
+            counts[name].records = int((sides == side).sum())
+    counts["train"].repeated = int((sides == REPEATED).sum())
+    return counts
+
+
+@contextmanager
+def _stream(path: Path, schema: pa.Schema) -> Iterator[pa.ipc.RecordBatchStreamWriter]:
+    """An Arrow stream to write to, as `datasets` reads it."""
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as stream:
+        yield stream

@@ -7,7 +7,8 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from sft.codec import Codec
-from sft.data import MASKED, Counts
+from sft.counts import Counts
+from sft.data import MASKED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -2,62 +2,76 @@
 
 import hashlib
 from array import array
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
-from data_templates import Template, as_text
+from data_templates import Prompt, Row, Segment, Template, as_text
 from sft import UserError
-from sft.recipe import Recipe
+from sft.recipe import Data
 from sft.rows import Record, read
-from sft.template import keys, read_sample, samples
+from sft.template import keys
+
+TRAIN, TEST, REPEATED = range(3)
+"""The side of a record: REPEATED is a training record that is left out, for being held out too."""
+
+
+def records(data: Data) -> Iterator[tuple[bool, Record]]:
+    """All records, those of `data.test` first; each with whether it is one of these."""
+    if data.test is not None:
+        yield from ((True, place) for place in read(data, "test"))
+    yield from ((False, place) for place in read(data, "train"))
+
+
+def record_keys(
+    template: Template,
+    record: Row,
+    where: str,
+    read: Sequence[tuple[Prompt, Sequence[Segment]]],
+    by_prompt: bool,
+) -> list[int]:
+    """What a record shares with others, hashed: its template's keys, its prompts, or its whole samples."""
+    texts = keys(template, record, where)
+    if not texts:
+        for prompt, segments in read:
+            text = as_text(prompt)
+            output = "\0".join([segment.text for segment in segments])
+            texts.append(text if by_prompt and text.strip() else f"{text}\0{output}")
+    return [hashed(text) for text in texts or [where]]
 
 
 class Split:
-    """The two sides of a recipe's data. `repeated` counts the training records left out for being held out too."""
+    """Sees the keys of all records, in their order, and then tells on which side each stands."""
 
-    def __init__(self, recipe: Recipe, template: Template) -> None:
-        self._data, self._template, self.repeated = recipe.data, template, 0
-        self._held_keys: set[int] = set()
-        self._held_records: Any = None
-        if recipe.data.test is None:
-            self._held_records = self._draw()
-        else:
-            for where, record in read(recipe.data, "test"):
-                self._held_keys.update(self._keys(record, where))
+    def __init__(self, data: Data) -> None:
+        self._data, self.drawn = data, data.test is None
+        self._held: set[int] = set()
+        self._sides = array("b")
+        self._first = array("Q")  # of each record, the first key
+        self._parent: dict[int, int] = {}  # of keys that share a record
 
-    def records(self) -> Iterator[tuple[str, Record]]:
-        """Every record with its side, `test` or `train`, in the order of the files."""
-        if self._held_records is not None:
-            for held, place in zip(self._held_records, read(self._data, "train"), strict=True):
-                yield "test" if held else "train", place
-            return
-        yield from (("test", place) for place in read(self._data, "test"))
-        for where, record in read(self._data, "train"):
-            if self._held_keys.isdisjoint(self._keys(record, where)):
-                yield "train", (where, record)
-            else:
-                self.repeated += 1
-
-    def _draw(self) -> Any:
-        """Which records to hold out, a flag each. Records that share a key, or a prompt, go together; the draw follows
-        from the content and `data.seed`, not from the order of the file."""
-        parent: dict[int, int] = {}
-
-        def root(key: int) -> int:
-            while key in parent:
-                key = parent[key]
-            return key
-
-        first = array("Q")
-        for where, record in read(self._data, "train"):
-            one, *others = self._keys(record, where, by_prompt=True)
+    def see(self, held: bool, keys: Sequence[int]) -> None:
+        """The keys of the next record, and whether it stands in `data.test`."""
+        if self.drawn:
+            one, *others = keys
             for other in others:
-                if root(other) != root(one):
-                    parent[root(other)] = root(one)
-            first.append(one)
-        groups = np.array([root(key) for key in first] if parent else first, dtype=np.uint64)
+                if self._root(other) != self._root(one):
+                    self._parent[self._root(other)] = self._root(one)
+            self._first.append(one)
+        elif held:
+            self._held.update(keys)
+            self._sides.append(TEST)
+        else:
+            self._sides.append(TRAIN if self._held.isdisjoint(keys) else REPEATED)
+
+    def sides(self) -> NDArray[np.int8]:
+        """The side of each record. Where nothing is named to be held out, records that share a key, or a prompt, go
+        together, and the draw follows from the content and `data.seed`, not from the order of the file."""
+        if not self.drawn:
+            return np.array(self._sides, dtype=np.int8)
+        first = [self._root(key) for key in self._first] if self._parent else self._first
+        groups = np.array(first, dtype=np.uint64)
         unique, sizes = np.unique(groups, return_counts=True)
         if len(unique) < 2:
             raise UserError(
@@ -67,18 +81,13 @@ class Split:
         order = np.random.default_rng(self._data.seed).permutation(len(unique))
         wanted = max(1, round(len(groups) * self._data.test_fraction))
         enough = int(np.searchsorted(sizes[order].cumsum(), wanted)) + 1
-        return np.isin(groups, unique[order[: min(enough, len(unique) - 1)]])
+        held = np.isin(groups, unique[order[: min(enough, len(unique) - 1)]])
+        return np.where(held, TEST, TRAIN).astype(np.int8)
 
-    def _keys(self, record: dict[str, Any], where: str, by_prompt: bool = False) -> list[int]:
-        """What a record shares with others, hashed: its template's keys, its prompts, or its whole samples."""
-        texts = keys(self._template, record, where)
-        if not texts:
-            for row in samples(self._template, record, where):
-                prompt, segments = read_sample(self._template, row, where)
-                prompt = as_text(prompt)
-                output = "\0".join(segment.text for segment in segments)
-                texts.append(prompt if by_prompt and prompt.strip() else f"{prompt}\0{output}")
-        return [hashed(text) for text in texts or [where]]
+    def _root(self, key: int) -> int:
+        while key in self._parent:
+            key = self._parent[key]
+        return key
 
 
 def hashed(text: str) -> int:

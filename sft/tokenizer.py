@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_templates import as_text
+from data_templates import Prompt, Row, Segment, as_text
 from sft import UserError
 from sft.files import whole_folder
 from sft.recipe import NewTokenizer, Recipe
 from sft.rows import fingerprint
-from sft.split import Split
+from sft.split import TRAIN, Split, record_keys, records
 from sft.template import load_template, read_sample, samples, template_file
 
 if TYPE_CHECKING:
@@ -119,8 +119,14 @@ def _train(recipe: Recipe, new: NewTokenizer) -> Path:
 
 
 def _texts(recipe: Recipe) -> Iterator[str]:
-    template = load_template(recipe)
-    for side, (where, record) in Split(recipe, template).records():
-        for row in samples(template, record, where) if side == "train" else ():
-            prompt, segments = read_sample(template, row, where)
+    """The texts of the training side, which is known once all records were seen."""
+    template, split = load_template(recipe), Split(recipe.data)
+
+    def read(where: str, record: Row) -> list[tuple[Prompt, list[Segment]]]:
+        return [read_sample(template, row, where) for row in samples(template, record, where)]
+
+    for held, (where, record) in records(recipe.data):
+        split.see(held, record_keys(template, record, where, read(where, record), by_prompt=split.drawn))
+    for side, (_, (where, record)) in zip(split.sides(), records(recipe.data), strict=True):
+        for prompt, segments in read(where, record) if side == TRAIN else ():
             yield as_text(prompt) + "".join(segment.text for segment in segments)

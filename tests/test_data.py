@@ -347,20 +347,23 @@ def test_seams_that_would_merge_are_counted(tmp_path: Path, gpt2_like: Path, wri
     assert sum(c.seams for c in tokens_of(file)[2].counts.values()) == 8
 
 
-def test_segments_weigh_what_they_say_and_zero_masks(gpt2_like: Path) -> None:
-    from sft.data import _weigh
-
-    codec = codec_of(gpt2_like)
-    segments = [Segment("plain", "one two"), Segment("new", " three four", 2.0), Segment("not", " five", 0.0)]
-    (head,), (tail,) = codec.prompts(["p"]), codec.outputs(["one two three four five"])
-    tail += codec.end
-    sample: dict[str, Any] = {"input_ids": head + tail, "labels": [MASKED] * len(head) + tail}
-    _weigh(sample, segments, codec)
-    weights, labels = sample["weights"], sample["labels"]
-    assert set(weights) == {0.0, 1.0, 2.0}
-    assert [label == MASKED for label in labels] == [weight == 0 for weight in weights]
-    assert codec.text([[i for i, w in zip(sample["input_ids"], weights, strict=True) if w == 2]]) == [" three four"]
-    assert weights[-1] == 1, "the end token weighs as an ordinary one"
+def test_segments_weigh_what_they_say_and_zero_masks(
+    tmp_path: Path, gpt2_like: Path, write_recipe: Callable[..., Path]
+) -> None:
+    (tmp_path / "parts.py").write_text(
+        "from data_templates import Segment, Template\n"
+        "def template():\n"
+        "    parts = [Segment('plain', 'one two'), Segment('new', ' three four', 2.0), Segment('not', ' five', 0.0)]\n"
+        "    return Template(fields={'prompt': ''}, prompt=lambda row: row['prompt'], completion=lambda row: parts)\n"
+    )
+    _, codec, tokens = tokens_of(write_recipe(tmp_path, model=str(gpt2_like), template=str(tmp_path / "parts.py")))
+    assert tokens.counts["train"].weighted == len(tokens.train)
+    for row in tokens.train:
+        weights, labels = row["weights"], row["labels"]
+        assert set(weights) == {0.0, 1.0, 2.0}
+        assert [label == MASKED for label in labels] == [weight == 0 for weight in weights]
+        assert codec.text([[i for i, w in zip(row["input_ids"], weights, strict=True) if w == 2]]) == [" three four"]
+        assert weights[-1] == 1, "the end token weighs as an ordinary one"
 
 
 def test_packing_keeps_labels_and_never_trains_across_a_border(

@@ -1,0 +1,155 @@
+"""What became of every row: a line of facts for each, and the sums over them that a person reads."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+IDS, TEXT = pa.list_(pa.int32()), pa.string()
+FACTS = pa.schema(
+    {
+        "record": pa.int64(),  # its number in the data
+        "where": TEXT,
+        "prompt": TEXT,
+        "reference": TEXT,
+        "hash": pa.uint64(),  # of prompt and output
+        "input_ids": IDS,
+        "labels": IDS,
+        "weights": pa.list_(pa.float32()),  # null where all weigh 1
+        "prompt_tokens": pa.int32(),
+        "tokens": pa.int32(),
+        "learned": pa.int32(),
+        "whole": pa.int32(),  # tokens before it was trimmed or dropped
+        "output_tokens": pa.int32(),
+        "kept": pa.bool_(),
+        "ended": pa.bool_(),
+        "changed": pa.bool_(),
+        "seam": pa.bool_(),
+        "empty": TEXT,  # name of a field that holds nothing
+        "looks": pa.list_(TEXT),  # what looks wrong in its prompt, and in its output
+    }
+)
+"""What is known of a row. Those that are left out have no ids."""
+
+SUSPICIOUS = {
+    "a replacement character (�): bytes were lost when the text was decoded": re.compile("\ufffd"),
+    "a control character": re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]"),
+    "a byte order mark inside the text": re.compile("\ufeff"),
+    "UTF-8 that was read as Latin-1 (mojibake)": re.compile("[\u00c2\u00c3][\u0080-\u00bf]|â€|ã€|å[\u0080-\u00bf]{2}"),
+}
+SPECIAL = "the name of a special token, which becomes that token in a chat template"
+
+NUMBERS = ("kept", "tokens", "whole", "learned", "ended", "changed", "seam", "hash")
+Flags = NDArray[np.bool_]
+
+
+@dataclass
+class Counts:
+    """What became of the rows of one side of the split."""
+
+    records: int = 0
+    """Records read, after those that are held out already were left out."""
+    rows: int = 0
+    """Rows that reach the trainer or the scorer."""
+    tokens: int = 0
+    supervised: int = 0
+    """Tokens with a label: those of the outputs and their end tokens."""
+    ended: int = 0
+    """Rows whose last label is the end token, so that the model learns to stop."""
+    trimmed: int = 0
+    """Rows whose prompt lost its oldest tokens to fit `trainer.max_length`."""
+    dropped: int = 0
+    """Rows left out because they do not fit, their outputs being longer than there is room."""
+    repeated: int = 0
+    """Training records left out because the held-out side has the same row, or one with the same key."""
+    duplicates: int = 0
+    """Rows that are there more than once, counted without their first."""
+    seams: int = 0
+    """Rows whose prompt and output, tokenised together, would have merged into one token where they meet."""
+    changed: int = 0
+    """Rows whose output the tokenizer does not give back exactly."""
+    weighted: int = 0
+    """Rows with a loss weight other than 1."""
+    longest: int = 0
+    empty: int = 0
+    """Rows with a field that holds nothing."""
+    damaged: int = 0
+    """Rows with a text that looks wrong."""
+    suspicious: dict[str, int] = field(default_factory=dict)
+    """What looks wrong -> texts, of which a row has two."""
+    lengths: dict[str, int] = field(default_factory=dict)
+    """Length in tokens, rounded up to a multiple of 16 -> rows."""
+    examples: dict[str, str] = field(default_factory=dict)
+    """Count -> the first row that was counted."""
+
+
+def looks(text: str, special: re.Pattern[str] | None) -> list[str]:
+    """What looks wrong in a text; in one for a chat template, the name of a special token too (`special` finds it)."""
+    ordinary = text.isascii() and text.replace("\n", "").isprintable()  # as most texts are, and quickly told
+    found = [] if ordinary else [what for what, pattern in SUSPICIOUS.items() if pattern.search(text)]
+    return [*found, SPECIAL] if special and special.search(text) else found
+
+
+def count(facts: pa.Table, mine: Flags, special: re.Pattern[str]) -> Counts:
+    """The sums over the rows that are `mine`, and the first row of each thing found. `facts` has the columns of FACTS.
+
+    `records` and `repeated` are not facts of rows, and are left at 0.
+    """
+    column: dict[str, NDArray[Any]] = {name: facts[name].to_numpy() for name in NUMBERS}
+    kept, tokens = mine & column["kept"], column["tokens"]
+    found: dict[str, tuple[Flags, Callable[[Any], str]]] = {
+        "changed": (mine & column["changed"], lambda row: repr(row["reference"][:80])),
+        "seams": (mine & column["seam"], lambda row: f"{row['prompt'][-12:]!r} + {row['reference'][:12]!r}"),
+        "empty": (mine & _there(facts["empty"]), lambda row: f"`{row['empty']}`"),
+        "trimmed": (kept & (tokens < column["whole"]), _sizes),
+        "dropped": (mine & ~column["kept"], _sizes),
+    }
+    lengths, rows = np.unique(-(-tokens[kept] // 16) * 16, return_counts=True)
+    counts = Counts(
+        rows=int(kept.sum()),
+        tokens=int(tokens[kept].sum()),
+        supervised=int(column["learned"][kept].sum()),
+        ended=int((kept & column["ended"]).sum()),
+        weighted=int((kept & _there(facts["weights"])).sum()),
+        longest=int(tokens[kept].max(initial=0)),
+        duplicates=int(mine.sum()) - len(np.unique(column["hash"][mine])),
+        lengths={str(length): int(number) for length, number in zip(lengths, rows, strict=True)},
+    )
+    for name, (flags, told) in found.items():
+        setattr(counts, name, int(flags.sum()))
+        if flags.any():
+            row = _row(facts, int(flags.argmax()))
+            counts.examples[name] = f"{row['where']}: {told(row)}"
+    damaged = np.flatnonzero(mine & (pc.list_value_length(facts["looks"]).to_numpy() > 0))
+    counts.damaged = len(damaged)
+    for i, whats in zip(damaged, facts["looks"].take(damaged).to_pylist(), strict=True):
+        for what in whats:
+            counts.suspicious[what] = counts.suspicious.get(what, 0) + 1
+            if what not in counts.examples:
+                row = _row(facts, int(i))
+                counts.examples[what] = f"{row['where']}: {_around(row, SUSPICIOUS.get(what, special))}"
+    return counts
+
+
+def _there(column: pa.ChunkedArray) -> Flags:
+    """Which values are not null."""
+    return np.asarray(column.is_valid().to_numpy(), dtype=np.bool_)
+
+
+def _row(facts: pa.Table, i: int) -> dict[str, Any]:
+    return dict(facts.slice(i, 1).to_pylist()[0])
+
+
+def _sizes(row: dict[str, Any]) -> str:
+    return f"{row['whole']} tokens, {row['output_tokens']} of them output"
+
+
+def _around(row: dict[str, Any], pattern: re.Pattern[str]) -> str:
+    """The first place where the row's texts look wrong, with what stands around it."""
+    found = next(found for text in (row["prompt"], row["reference"]) if (found := pattern.search(text)))
+    return repr(found.string[max(0, found.start() - 20) : found.end() + 20])
