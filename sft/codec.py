@@ -7,6 +7,7 @@ would have merged into at the seam.
 import json
 import re
 from collections.abc import Sequence
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any
 from unicodedata import normalize
 
@@ -33,6 +34,7 @@ class Codec:
         self.chat = bool(tokenizer.chat_template) if prompt_format == "auto" else prompt_format == "chat"
         self._prompts = Tokenizer.from_str(json.dumps(spec))
         self._outputs = Tokenizer.from_str(json.dumps(_continuing(spec)))
+        self._parts = _parts(spec)
         self._prompts.encode_special_tokens = not self.chat  # "</s>" in a user's text is text, not an end token
         self.start = [] if self.chat else _added_before(tokenizer)
         self.opening, self.lead, self.end = self._turn() if self.chat else ("", "", [int(tokenizer.eos_token_id)])
@@ -84,14 +86,29 @@ class Codec:
         tails: Sequence[Sequence[int]],
     ) -> list[bool]:
         """Whether prompt and output, tokenised as one text, would have been other ids than theirs joined."""
+        merged = [False] * len(prompts)
         if self.chat:
-            return [False] * len(prompts)  # between them stand the template's own tokens
-        texts = [prompt + output for prompt, output in zip(prompts, outputs, strict=True)]
-        together = self._prompts.encode_batch_fast(texts, add_special_tokens=False)
-        return [
-            bool(prompt) and encoding.ids != [*head[len(self.start) :], *tail]
-            for prompt, encoding, head, tail in zip(prompts, together, heads, tails, strict=True)
-        ]
+            return merged  # between them stand the template's own tokens
+        pairs = zip(prompts, outputs, strict=True)
+        doubtful = [i for i, (prompt, output) in enumerate(pairs) if prompt and not self._apart(prompt, output)]
+        texts = [prompts[i] + outputs[i] for i in doubtful]
+        for i, together in zip(doubtful, self._prompts.encode_batch_fast(texts, add_special_tokens=False), strict=True):
+            merged[i] = together.ids != [*heads[i][len(self.start) :], *tails[i]]
+        return merged
+
+    def _apart(self, prompt: str, output: str) -> bool:
+        """Whether two texts are certain not to merge where they meet: no token holds the two characters there side by
+        side, so that none spans the seam; and no run of white space meets it, nor a sign after it, which tokenizers
+        split by what stands around them.
+        """
+        here = prompt[-1] + output[:1]
+        if not here.isascii() or not (output[:1].isalnum() or output[:1] == " "):
+            return False
+        if here.isspace() or prompt[-2:].isspace() or output[:2].isspace():
+            return False
+        before, after = map(_spelled, here)
+        known = not (self._parts.isdisjoint(before) and self._parts.isdisjoint(after))  # unknown ones may become one
+        return known and self._parts.isdisjoint(x + y for x in before for y in after)
 
     def _written(self, prompt: Prompt) -> str:
         """A prompt as the text that is tokenised."""
@@ -150,12 +167,29 @@ def _continuing(node: Any) -> Any:
         return node
     if _is_prefix(node):
         return None
-    node = {key: _continuing(value) for key, value in node.items()}
+    node = {key: value if key == "model" else _continuing(value) for key, value in node.items()}
     if node.get("type") == "Metaspace":
         node["prepend_scheme"] = "never"
     if node.get("type") == "ByteLevel":
         node["add_prefix_space"] = False
     return node
+
+
+def _parts(spec: dict[str, Any]) -> frozenset[str]:
+    """Single characters, and pairs of them side by side, of a vocabulary's tokens; nothing where the kind of tokenizer
+    puts its tokens together in another way."""
+    if spec["model"]["type"] not in ("BPE", "Unigram"):
+        return frozenset()
+    words = [entry[0] if isinstance(entry, list) else entry for entry in spec["model"]["vocab"]]
+    words += [token["content"] for token in spec["added_tokens"]]
+    return frozenset(chain.from_iterable(words)) | {a + b for word in words for a, b in pairwise(word)}
+
+
+def _spelled(character: str) -> list[str]:
+    """How an ASCII character may stand in a vocabulary: as it is, or a white one as byte-level BPE or SentencePiece
+    writes it."""
+    white = [chr(256 + ord(character)), "\u2581"] if character <= " " else []
+    return [character, *white]
 
 
 def _is_prefix(node: dict[str, Any]) -> bool:

@@ -84,6 +84,40 @@ def test_no_space_is_lost_or_gained_at_the_seam(any_tokenizer: Path, prompt: str
     assert codec.text([tail])[0].replace("▁", " ") == normalised(codec, output)
 
 
+def merges_unseen(codec: Codec) -> list[str]:
+    """Prompts and outputs, of every two ASCII characters at the seam, whose merging the quick look passes over."""
+    characters = [chr(i) for i in range(1, 127)]
+    pairs = [
+        (f"{a}{x}", f"{y}{b}")
+        for a, b in (("an", "ing"), ("12", "34"), ("((", "s"), ("it'", " "))
+        for x in characters
+        for y in characters
+    ]
+    prompts, outputs = map(list, zip(*pairs, strict=True))
+    heads, tails = codec.prompts(prompts), codec.outputs(outputs)
+    together = codec._prompts.encode_batch_fast([a + b for a, b in pairs], add_special_tokens=False)
+    whole = [
+        encoding.ids != [*head[len(codec.start) :], *tail]
+        for encoding, head, tail in zip(together, heads, tails, strict=True)
+    ]
+    assert any(whole)
+    assert not all(whole)
+    found = codec.merged(prompts, outputs, heads, tails)
+    return [repr(pair) for pair, is_merged, seen in zip(pairs, whole, found, strict=True) if is_merged != seen]
+
+
+def test_the_quick_look_at_a_seam_misses_no_merge(any_tokenizer: Path) -> None:
+    codec = Codec(codec_of_cached(any_tokenizer).tokenizer, "plain")
+    assert merges_unseen(codec) == []
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt-neox-20b", "mistral-v1"])
+def test_the_quick_look_at_a_seam_misses_no_merge_of_real_tokenizers(real_data: Path, name: str) -> None:
+    codec = codec_of(real_data / "tokenizers" / name)
+    assert merges_unseen(codec) == []
+    assert codec._apart("Once upon a time.", "The fox") or codec._apart("a time.\n", "The fox"), "else it saves nothing"
+
+
 _codecs: dict[Path, Codec] = {}
 
 
