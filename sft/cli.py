@@ -67,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     fit = _with_recipe(commands.add_parser("fit", help="tell what a recipe takes on a GPU and on the disk"))
     fit.add_argument("--gpu", action="append", default=[], metavar="SIZE", help="memory of a card, 24GiB unless given")
     fit.add_argument("--solve", choices=["max_length", "batch"], help="find the longest context or the largest batch")
+    fit.add_argument("--measure", action="store_true", help="train two steps on the GPU here and tell the error")
     fit.add_argument("--json", action="store_true", help="print it for machines")
     fit.set_defaults(run=_fit)
     generate = _with_recipe(commands.add_parser("generate", help="write what the tuned model says to a prompt"))
@@ -121,6 +122,11 @@ def _check(options: argparse.Namespace) -> None:
 
 def _fit(options: argparse.Namespace) -> int:
     recipe = _load(options)
+    if options.measure:
+        from sft.measure import measure
+
+        measure(recipe)
+        return 0
     from sft.fit import show
 
     return 0 if show(recipe, options.gpu, options.solve, options.json) else 1

@@ -144,7 +144,7 @@ def _trace(step: Step) -> tuple[dict[str, dict[str, int]], tuple[int, int]]:
     """Bytes by kind at the peak of each segment of the step; parameters, and those of them that are trained."""
     from torch.utils.checkpoint import DefaultDeviceType
 
-    model, base = _skeleton(step)
+    model, base = skeleton(step)
     trained = [p for p in model.parameters() if p.requires_grad]
     counts = sum(p.numel() for p in model.parameters()), sum(p.numel() for p in trained)
     ledger = Ledger()
@@ -161,7 +161,7 @@ def _trace(step: Step) -> tuple[dict[str, dict[str, int]], tuple[int, int]]:
     return ledger.segments, counts
 
 
-def _skeleton(step: Step) -> tuple[Any, set[int]]:
+def skeleton(step: Step) -> tuple[Any, set[int]]:
     """The model on the meta device, quantised in the layers of transformers' choice, with its adapter; and the ids of
     the base model's parameters."""
     from peft import LoraConfig, get_peft_model

@@ -41,7 +41,7 @@ def train(recipe: Recipe) -> Path:
 
     A run that is finished is left as it is; one that was interrupted goes on from its last whole checkpoint.
     """
-    args = _arguments(automatic(recipe, card_memory(recipe)))
+    args = arguments(automatic(recipe, card_memory(recipe)))
     _use_all_cores(args)
     with PartialState().main_process_first():
         tokenizer = load_tokenizer(recipe)
@@ -62,7 +62,7 @@ def train(recipe: Recipe) -> Path:
     model = load_base(recipe, tokenizer, training=True)
     if recipe.lora is not None:
         model = add_adapter(model, recipe)
-    trainer = _trainer(recipe, model, tokenizer, tokens, args)
+    trainer = make_trainer(recipe, model, tokenizer, tokens, args)
     say(_parameters_line(model))
 
     started = time.monotonic()
@@ -215,7 +215,7 @@ class MarkWhole(TrainerCallback):
             write_json(folder / "whole.json", {"processes": args.world_size, "files": sizes(folder)})
 
 
-def _arguments(recipe: Recipe) -> SFTConfig:
+def arguments(recipe: Recipe) -> SFTConfig:
     """The recipe's SFTConfig, with defaults that suit this machine where the recipe says nothing."""
     own: dict[str, Any] = {
         "bf16": has_bf16(),
@@ -260,7 +260,7 @@ def _use_all_cores(args: SFTConfig) -> None:
         say(f"accelerate gave each process one thread; using {threads}")
 
 
-def _trainer(
+def make_trainer(
     recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, tokens: Tokens, args: SFTConfig
 ) -> OutputTrainer:
     rows = tokens.train

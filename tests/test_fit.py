@@ -276,3 +276,41 @@ def test_listing_recipes_imports_no_torch() -> None:
     code = "import sys; from sft.fit import listing; listing(); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
     assert "story_mistral_7b_qlora" in listing()
+
+
+@pytest.mark.parametrize(
+    ("kind", "quantization"),
+    [("llama", None), ("llama", FOUR_BITS), ("llama", BitsAndBytesConfig(load_in_8bit=True)), ("gpt2", FOUR_BITS)],
+)
+def test_the_model_that_is_measured_is_the_one_that_is_traced(kind: str, quantization: Any) -> None:
+    from sft.measure import random_model
+
+    wanted = step(kind, quantization=quantization)
+    model, traced = random_model(wanted, "cpu"), trace(wanted)
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == traced.trainable
+    adapter = sum(p.nbytes for p in model.parameters() if p.requires_grad)
+    base = {p.data_ptr(): p.nbytes for p in model.parameters() if not p.requires_grad}
+    assert adapter == pytest.approx(traced.bytes["adapter"], rel=0.05), "the trace rounds up to blocks of 512"
+    assert sum(base.values()) == pytest.approx(traced.bytes["weights"], rel=0.05)
+    assert all(torch.isfinite(p.float()).all() for p in model.parameters())
+
+
+def test_what_is_measured_is_two_steps_of_the_recipe(
+    tmp_path: Path, tiny_model: Callable[..., Path], gpt2_like: Path, write_recipe: Callable[..., Path]
+) -> None:
+    from sft.measure import run
+
+    trainer = {"max_length": 40, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 3, "use_cpu": True}
+    model = str(tiny_model(tmp_path / "model", gpt2_like))
+    recipe = load(write_recipe(tmp_path, model=model, quantization="4bit", lora={"r": 4}, trainer=trainer))
+    ran = run(recipe, step_of(recipe)[1], "cpu")
+    assert ran.state.global_step == 2
+    assert ran.tokens_learned == 2 * 3 * (39 + 38), "the first token of a row has nothing before it"
+    assert not recipe.folder.exists(), "nothing is left behind"
+
+
+def test_measuring_without_a_gpu_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    assert main(["fit", "--measure", "recipes/story_gpt2_lora.yaml"]) == 2
+    assert "no GPU to measure on" in capsys.readouterr().err
