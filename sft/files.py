@@ -1,5 +1,6 @@
 """Files and folders written whole or not at all: under a temporary name first, then renamed."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -62,3 +63,18 @@ def damage(folder: Path, written: dict[str, int]) -> str | None:
     """The first file that is missing or has another size than it was written with, or None."""
     here = sizes(folder)
     return next((name for name, size in written.items() if here.get(name) != size), None)
+
+
+def checksums(folder: Path) -> dict[str, str]:
+    """The same files with the SHA-256 of what they hold."""
+    return {name: _sha256(folder / name) for name in sizes(folder)}
+
+
+def altered(folder: Path, written: dict[str, str]) -> str | None:
+    """The first file that is missing or holds something else than was written, or None. Reads every byte."""
+    return next((n for n, sum in written.items() if not (folder / n).is_file() or _sha256(folder / n) != sum), None)
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,127 @@
+"""How far two models are apart on the same tokens: logits, distributions, first choices and the loss on outputs."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sft.data import MASKED, Tokens
+from sft.show import table
+
+Logits = Callable[[list[int]], NDArray[np.float32]]
+"""Ids -> logits [positions, vocabulary] of the token after each of them."""
+
+ROWS, LENGTH = 16, 256
+"""Held-out rows that are compared, and the tokens of each."""
+
+TOLERANCE: Mapping[str, Mapping[str, float]] = {
+    "float32": {"largest_kl": 1e-6, "loss_difference": 1e-4, "disagreement": 0.001},
+    "bfloat16": {"largest_kl": 1e-2, "loss_difference": 1e-2, "disagreement": 0.02},
+    "float16": {"largest_kl": 1e-3, "loss_difference": 1e-3, "disagreement": 0.01},
+}
+"""How far a model may be from the one that was trained, by the coarsest arithmetic in either of them."""
+
+NAMES = {
+    "largest_logit_difference": "largest difference of a logit",
+    "mean_logit_difference": "mean difference of a logit",
+    "largest_kl": "largest KL divergence, nats",
+    "mean_kl": "mean KL divergence, nats",
+    "disagreement": "positions with another first choice",
+    "reference_loss": "loss on outputs, trained model",
+    "candidate_loss": "loss on outputs, this model",
+    "loss_difference": "difference of the two losses",
+}
+
+
+def chosen(tokens: Tokens, count: int = ROWS, length: int = LENGTH) -> list[dict[str, list[int]]]:
+    """The held-out rows to compare, spread evenly over all of them: `input_ids` and `labels`, each cut to `length`
+    tokens around the seam of prompt and output."""
+    places = np.linspace(0, len(tokens.test) - 1, min(count, len(tokens.test))).round().astype(int)
+    rows = tokens.test.select(places.tolist())
+    starts = [max(0, min(row["prompt_tokens"] - length // 2, len(row["input_ids"]) - length)) for row in rows]
+    return [
+        {name: row[name][start : start + length] for name in ("input_ids", "labels")}
+        for row, start in zip(rows, starts, strict=True)
+    ]
+
+
+def measure(rows: Sequence[Mapping[str, list[int]]], reference: Logits, candidate: Logits) -> dict[str, Any]:
+    """Compare two models on rows of `input_ids` and `labels`, one row in memory at a time. Ready for JSON.
+
+    `largest_kl` and `mean_kl` are KL(reference || candidate) of the next token, in nats; `disagreement` is the share of
+    positions where the two rank another token first; the losses are means over all labels.
+    """
+    gaps, divergences, differ, losses = [], [], [], []
+    for row in rows:
+        ids, labels = row["input_ids"], np.array(row["labels"][1:])
+        r, c = reference(ids), candidate(ids)
+        if r.shape != c.shape:
+            raise ValueError(f"logits of another shape: {r.shape} and {c.shape}")
+        gap = np.abs(r - c)
+        gaps.append((float(gap.max()), float(gap.mean(dtype=np.float64)), len(ids)))
+        log_r, log_c = _log_softmax(r), _log_softmax(c)
+        divergences.append((np.exp(log_r) * (log_r - log_c)).sum(-1))
+        differ.append(r.argmax(-1) != c.argmax(-1))
+        at = np.flatnonzero(labels != MASKED)
+        losses.append([-log[at, labels[at]] for log in (log_r, log_c)])
+    kl, (loss_r, loss_c) = np.concatenate(divergences), (np.concatenate(side) for side in zip(*losses, strict=True))
+    return {
+        "rows": len(rows),
+        "positions": len(kl),
+        "largest_logit_difference": max(largest for largest, _, _ in gaps),
+        "mean_logit_difference": sum(mean * n for _, mean, n in gaps) / len(kl),
+        "largest_kl": float(kl.max()),
+        "mean_kl": float(kl.mean()),
+        "disagreement": float(np.concatenate(differ).mean()),
+        "reference_loss": float(loss_r.mean()),
+        "candidate_loss": float(loss_c.mean()),
+        "loss_difference": float(abs(loss_r.mean() - loss_c.mean())),
+    }
+
+
+def of_model(model: Any) -> Logits:
+    """The logits of a transformers model, or one with an adapter."""
+    import torch
+
+    model.eval()
+
+    @torch.no_grad()
+    def logits(ids: list[int]) -> NDArray[np.float32]:
+        return model(torch.tensor([ids], device=model.device), use_cache=False).logits[0].float().cpu().numpy()
+
+    return logits
+
+
+def recorded(rows: Sequence[Mapping[str, list[int]]], logits: Logits, folder: Path) -> Logits:
+    """The same logits of these rows, kept in files, so that the model can make room for the one to compare."""
+    folder.mkdir(parents=True)
+    files = {tuple(row["input_ids"]): folder / f"{number}.npy" for number, row in enumerate(rows)}
+    for ids, file in files.items():
+        np.save(file, logits(list(ids)))
+    return lambda ids: np.load(files[tuple(ids)])
+
+
+def verdict(parity: Mapping[str, Any], tolerance: Mapping[str, float]) -> list[str]:
+    """What of a comparison is past the tolerance, a sentence each; nothing where the two models are the same."""
+    return [
+        f"{NAMES[name]} is {parity[name]:.3g}, where {limit:g} is tolerated"
+        for name, limit in tolerance.items()
+        if not parity[name] <= limit  # so that what is no number is past it too
+    ]
+
+
+def as_table(parity: Mapping[str, Any], tolerance: Mapping[str, float]) -> str:
+    """A comparison for the terminal."""
+    lines = [
+        [text, f"{parity[name]:.3g}" if "loss" not in name or name == "loss_difference" else f"{parity[name]:.5f}",
+         f"{tolerance[name]:g}" if name in tolerance else ""]
+        for name, text in NAMES.items()
+    ]  # fmt: skip
+    return table([f"{parity['positions']} positions of {parity['rows']} held-out rows", "", "tolerated"], lines)
+
+
+def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))

@@ -1,0 +1,79 @@
+"""Two models compared on the same tokens: what is measured is what it says, and no number passes that is none."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from sft.data import MASKED
+from sft.parity import TOLERANCE, Logits, as_table, measure, recorded, verdict
+
+ROWS = [
+    {"input_ids": [1, 2, 3, 4, 0], "labels": [MASKED, MASKED, 3, 4, 0]},
+    {"input_ids": [4, 3, 2], "labels": [MASKED, 3, 2]},
+]
+
+
+def logits_of(seed: int, noise: float = 0.0) -> Logits:
+    """Random logits over five tokens, the same for the same ids, with some noise of their own on top."""
+
+    def logits(ids: list[int]) -> NDArray[np.float32]:
+        table = np.random.default_rng(0).normal(size=(5, 5))
+        more = np.random.default_rng(seed).normal(size=(len(ids), 5))
+        return (table[ids] + noise * more).astype(np.float32)
+
+    return logits
+
+
+def test_a_model_is_equal_to_itself() -> None:
+    parity = measure(ROWS, logits_of(1), logits_of(1))
+    assert parity["positions"] == 8
+    assert [parity[k] for k in ("largest_logit_difference", "largest_kl", "disagreement", "loss_difference")] == [0] * 4
+    assert verdict(parity, TOLERANCE["float32"]) == []
+
+
+def test_the_figures_are_those_of_pytorch() -> None:
+    reference, candidate = logits_of(1), logits_of(2, 1.0)
+    parity = measure(ROWS, reference, candidate)
+    r, c = (torch.cat([torch.tensor(f(row["input_ids"])) for row in ROWS]).double() for f in (reference, candidate))
+    kl = torch.nn.functional.kl_div(c.log_softmax(-1), r.log_softmax(-1), reduction="none", log_target=True).sum(-1)
+    assert parity["mean_kl"] == pytest.approx(kl.mean().item())
+    assert parity["largest_kl"] == pytest.approx(kl.max().item())
+    assert parity["mean_logit_difference"] == pytest.approx((r - c).abs().mean().item())
+    assert parity["largest_logit_difference"] == pytest.approx((r - c).abs().max().item())
+    assert parity["disagreement"] == pytest.approx((r.argmax(-1) != c.argmax(-1)).double().mean().item())
+    targets = torch.tensor([*ROWS[0]["labels"][1:], MASKED, *ROWS[1]["labels"][1:], MASKED])
+    assert parity["candidate_loss"] == pytest.approx(torch.nn.functional.cross_entropy(c, targets).item())
+    assert len(verdict(parity, TOLERANCE["bfloat16"])) == 3
+    assert "largest KL divergence" in as_table(parity, TOLERANCE["bfloat16"])
+
+
+def test_logits_that_are_no_numbers_are_past_every_tolerance() -> None:
+    def broken(ids: list[int]) -> NDArray[np.float32]:
+        return np.full((len(ids), 5), np.nan, dtype=np.float32)
+
+    with np.errstate(invalid="ignore"):
+        assert len(verdict(measure(ROWS, logits_of(1), broken), TOLERANCE["bfloat16"])) == 3
+
+
+def test_a_model_of_another_vocabulary_is_an_error() -> None:
+    def wider(ids: list[int]) -> NDArray[np.float32]:
+        return np.zeros((len(ids), 6), dtype=np.float32)
+
+    with pytest.raises(ValueError, match=r"another shape: \(5, 5\) and \(5, 6\)"):
+        measure(ROWS, logits_of(1), wider)
+
+
+def test_recorded_logits_are_those_of_the_model_which_is_not_asked_again(tmp_path: Path) -> None:
+    asked: list[Any] = []
+
+    def counted(ids: list[int]) -> NDArray[np.float32]:
+        asked.append(ids)
+        return logits_of(1)(ids)
+
+    again = recorded(ROWS, counted, tmp_path / "logits")
+    assert measure(ROWS, logits_of(1), again)["largest_logit_difference"] == 0
+    assert len(asked) == 2
