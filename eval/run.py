@@ -45,27 +45,27 @@ def evaluate_run(recipe: Recipe) -> Path:
             return folder
 
     config = decoding(recipe, codec)
-    rows = _chosen(tokens.test, recipe.eval.rows if template.metrics else min(recipe.eval.rows, 4), recipe.eval.seed)
+    rows = chosen(tokens.test, recipe.eval.rows if template.metrics else min(recipe.eval.rows, 4), recipe.eval.seed)
     with whole_folder(folder) as part:
         if recipe.lora is None and not isinstance(recipe.model, dict):
-            _predict(load_base(recipe, tokenizer), codec, tokens.test, rows, config, recipe, part / "base")
+            predict(load_base(recipe, tokenizer), codec, tokens.test, rows, config, recipe, part / "base")
         model = load_trained(recipe, tokenizer)
         if recipe.lora is not None:
             with as_base(model):
-                _predict(model, codec, tokens.test, rows, config, recipe, part / "base")
-        _predict(model, codec, tokens.test, rows, config, recipe, part / "tuned")
+                predict(model, codec, tokens.test, rows, config, recipe, part / "base")
+        predict(model, codec, tokens.test, rows, config, recipe, part / "tuned")
         write_json(part / "scores.json", score(part, template, recipe.eval.seed))
         write_json(part / "made_of.json", {"made_of": made_of, "files": sizes(part)})
     return folder
 
 
-def _chosen(test: Dataset, count: int, seed: int) -> Dataset:
+def chosen(test: Dataset, count: int, seed: int) -> Dataset:
     """The held-out rows to generate from: all, or so many drawn by the seed, in the order of the file."""
     drawn = np.random.default_rng(seed).permutation(len(test))[:count]
     return test.select(sorted(drawn.tolist()))
 
 
-def _predict(model: Any, codec: Codec, test: Dataset, rows: Dataset, config: Any, recipe: Recipe, folder: Path) -> None:
+def predict(model: Any, codec: Codec, test: Dataset, rows: Dataset, config: Any, recipe: Recipe, folder: Path) -> None:
     """Losses on all held-out rows, and what the model writes after the prompts of the chosen ones."""
     started = time.monotonic()
     losses = output_losses(model, test, recipe.eval.batch_tokens, codec.pad)

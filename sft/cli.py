@@ -9,6 +9,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -77,6 +78,20 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--samples", type=_positive, default=1, metavar="N", help="write N different answers")
     generate.add_argument("--steps", type=_positive, default=1, metavar="N", help="go on N times from what was written")
     generate.set_defaults(run=_generate)
+    merge = commands.add_parser("merge", help="write the trained model as one ordinary folder, and prove it equal")
+    merge.add_argument("recipes", metavar="RECIPE", nargs="+", help="a recipe or run, or several; and KEY=VALUE")
+    merge.add_argument("--route", choices=["dequantized", "original"], default="dequantized",
+                       help="what a quantised run's adapter is added to")  # fmt: skip
+    merge.add_argument("--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto",
+                       help="of the weights; that of the base unless given")  # fmt: skip
+    merge.add_argument("--score", action="store_true", help="compare both models by the template's metrics, too")
+    merge.add_argument("--shard", default="5GB", metavar="SIZE", help="largest file of weights")
+    merge.add_argument("--output", metavar="FOLDER", help="runs/NAME/merged unless given")
+    merge.add_argument("--weights", type=_numbers, metavar="W,W", help="of several adapters; equal unless given")
+    merge.add_argument("--method", choices=["cat", "linear", "svd", "ties", "dare_ties"], default="cat",
+                       help="how peft sums several adapters; cat is exact")  # fmt: skip
+    merge.add_argument("--density", type=float, metavar="SHARE", help="what ties and dare_ties keep")
+    merge.set_defaults(run=_merge, overrides=[])
     bases = _with_recipe(commands.add_parser("bases", help="list the recipes to run for this one, its bases first"))
     bases.set_defaults(run=_bases)
     schema = commands.add_parser("schema", help="print the JSON Schema of recipes")
@@ -93,6 +108,10 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError("write a number above 0")
     return number
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(float(number) for number in text.split(","))
 
 
 def _with_recipe(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -151,6 +170,28 @@ def _generate(options: argparse.Namespace) -> None:
     several = options.samples > 1 or options.steps > 1
     for step, sample, text in ask(recipe, questions, options.base, options.samples, options.steps):
         print(f"--- step {step}, sample {sample}\n{text}" if several else text, flush=True)
+
+
+def _merge(options: argparse.Namespace) -> int:
+    names = [word for word in options.recipes if "=" not in word]
+    options.overrides += [word for word in options.recipes if "=" in word]
+    if not names:
+        raise UserError("name a recipe or the folder of a run to merge")
+    if len(names) > 1 and not options.output:
+        raise UserError(f"name a folder for the sum of {len(names)} adapters with --output")
+    from sft.recipe import load
+
+    recipes = [load(name, options.overrides) for name in names]
+    from sft.files import read_json
+    from sft.merge import Mix, Options, merge, merge_several
+
+    how = Options(options.route, options.dtype, options.score, options.shard)
+    if len(names) == 1:
+        folder = merge(recipes[0], how, options.output and Path(options.output))
+    else:
+        weights = options.weights or (1 / len(names),) * len(names)
+        folder = merge_several(recipes, Mix(weights, options.method, options.density), Path(options.output), how)
+    return 1 if read_json(folder / "parity.json")["problems"] else 0
 
 
 def _row(text: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Files and folders written whole or not at all: under a temporary name first, then renamed."""
 
+import errno
 import hashlib
 import json
 import os
@@ -10,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from sft import UserError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says where a disk or a share of it is full, or a file may not grow so large."""
 
 
 @contextmanager
@@ -22,8 +26,10 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         yield part
         shutil.rmtree(folder, ignore_errors=True)
         part.rename(folder)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(part, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise UserError(f"{folder}: cannot be written: {error.strerror}; make room for it") from error
         raise
 
 

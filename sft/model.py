@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from sft import UserError
 from sft.codec import Codec
 from sft.recipe import Recipe
-from sft.run import finished
+from sft.run import check_files
 from sft.tokenizer import unreachable
 
 if TYPE_CHECKING:
@@ -100,8 +100,7 @@ def load_trained(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast") -> "PreTr
     """The tuned model of a finished run: the base with its adapter, or the whole model."""
     from transformers import AutoModelForCausalLM
 
-    if not finished(recipe):
-        raise UserError(f"{recipe.folder}: not trained yet; run `sft train` first")
+    check_files(recipe)
     if recipe.lora is None:
         whole: PreTrainedModel = AutoModelForCausalLM.from_pretrained(recipe.trained, dtype=_dtype(recipe))
         return whole.to(device(recipe))  # type: ignore[arg-type]  # its signature is lost in a decorator

@@ -20,6 +20,8 @@ TOLERANCE: Mapping[str, Mapping[str, float]] = {
     "float32": {"largest_kl": 1e-6, "loss_difference": 1e-4, "disagreement": 0.001},
     "bfloat16": {"largest_kl": 1e-2, "loss_difference": 1e-2, "disagreement": 0.02},
     "float16": {"largest_kl": 1e-3, "loss_difference": 1e-3, "disagreement": 0.01},
+    "4bit": {"largest_kl": 1e-2, "loss_difference": 1e-2, "disagreement": 0.02},
+    "8bit": {"largest_kl": 1e-2, "loss_difference": 1e-2, "disagreement": 0.02},
 }
 """How far a model may be from the one that was trained, by the coarsest arithmetic in either of them."""
 
@@ -110,6 +112,11 @@ def verdict(parity: Mapping[str, Any], tolerance: Mapping[str, float]) -> list[s
         for name, limit in tolerance.items()
         if not parity[name] <= limit  # so that what is no number is past it too
     ]
+
+
+def tolerance(dtype: str, quantization: str = "none") -> Mapping[str, float]:
+    """The tolerance of a model written in this dtype, whose reference has this quantisation."""
+    return TOLERANCE[quantization if quantization != "none" else dtype]
 
 
 def as_table(parity: Mapping[str, Any], tolerance: Mapping[str, float]) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sft import UserError
-from sft.files import damage, read_json, write_json, write_text
+from sft.files import altered, damage, read_json, write_json, write_text
 from sft.recipe import Recipe, dump
 
 
@@ -50,6 +50,17 @@ def finished(recipe: Recipe) -> bool:
             f"{recipe.folder} and train again"
         )
     return True
+
+
+def check_files(recipe: Recipe) -> None:
+    """Raise UserError for a run that is not finished, or whose model is not to the byte what training wrote."""
+    if not finished(recipe):
+        raise UserError(f"{recipe.folder}: not trained yet; run `sft train` first")
+    if broken := altered(recipe.trained, read_json(recipe.folder / "train.json")["sha256"]):
+        raise UserError(
+            f"{recipe.trained / broken}: was altered since it was written; put it back, or delete {recipe.folder} and "
+            "train again"
+        )
 
 
 def _mine(recipe: Recipe, key: str) -> dict[str, Any]:

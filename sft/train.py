@@ -24,7 +24,7 @@ from sft import UserError
 from sft.check import refuse
 from sft.codec import Codec
 from sft.data import MASKED, Tokens, codec_of, max_length, prepare
-from sft.files import damage, read_json, sizes, whole_folder, write_json
+from sft.files import checksums, damage, read_json, sizes, whole_folder, write_json
 from sft.fit import automatic, card_memory, predicted
 from sft.loss import output_losses, supervised_logits
 from sft.model import add_adapter, check_model, decoding, has_bf16, load_base
@@ -377,7 +377,7 @@ def _record(
         "prompt_format": "chat" if codec.chat else "plain",
         "example": pieces(codec.tokenizer, row["input_ids"], row["labels"]),
         "log": trainer.state.log_history,
-        "files": sizes(recipe.trained),
+        "files": sizes(recipe.trained), "sha256": checksums(recipe.trained),
         "versions": {name: version(name) for name in LIBRARIES} | {"python": sys.version.split()[0]},
     }  # fmt: skip
 

@@ -1,0 +1,331 @@
+"""An adapter and its base as one ordinary model folder, proven to be the model that was trained.
+
+A 4-bit or 8-bit base is dequantised first: the sum of its values and the adapter's is the trained model, which a sum
+with the original weights, or one that is quantised again, is not. Sums are taken in float32, a layer at a time, and
+rounded once. Memory holds the model in the dtype it is written in, beside it the quantised one, and a shard while it is
+written: 14.5 + 4.5 GB, then 14.5 + 5 GB, for 7.2 billion parameters in bfloat16. The two models that are compared are
+loaded one after the other.
+"""
+
+import gc
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+
+from eval.run import chosen, predict
+from eval.score import score
+from sft import UserError, parity
+from sft.artifact import furnish, seal, sealed
+from sft.codec import Codec
+from sft.data import Tokens, codec_of, prepare
+from sft.files import read_json, whole_folder, write_json, write_text
+from sft.loss import output_losses
+from sft.model import decoding, load_base, load_trained
+from sft.recipe import Recipe
+from sft.run import check_files, check_owner
+from sft.show import say, table
+from sft.template import load_template
+from sft.tokenizer import load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+ROUTES = ("dequantized", "original")
+METHODS = ("cat", "linear", "svd", "ties", "dare_ties")
+"""Of `peft.LoraModel.add_weighted_adapter`. `cat` is the weighted sum itself, `svd` its best part of the old rank;
+`linear` sums A and B apart, `ties` and `dare_ties` leave small or random parts out of them."""
+
+UNEQUAL = "NOT_THE_TRAINED_MODEL.txt"
+"""The file in a merged folder that says what is past the tolerance."""
+
+SUMMED_WRONG = ("use_dora", "use_rslora", "lora_bias", "modules_to_save", "trainable_token_indices")
+"""Settings of `lora:` that add_weighted_adapter takes without a word, and whose adapters it does not sum."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a merged folder is written."""
+
+    route: str = "dequantized"
+    """What the adapter of a quantised base is added to: `dequantized` reproduces the model that was trained, `original`
+    takes the base as it was before it was quantised, which is another model."""
+
+    dtype: str = "auto"
+    """float32, bfloat16 or float16; `auto` is the dtype in which the base is stored."""
+
+    score: bool = False
+    """Whether both models also write their predictions, to be compared by the template's metrics."""
+
+    shard: str = "5GB"
+    """Largest size of a file of weights."""
+
+
+@dataclass(frozen=True)
+class Mix:
+    """How several adapters become one."""
+
+    weights: tuple[float, ...]
+    method: str = "cat"
+    density: float | None = None
+    """For `ties` and `dare_ties`: the share of values that is kept."""
+
+
+def merge(recipe: Recipe, options: Options = Options(), folder: Path | None = None) -> Path:
+    """Write the trained model of a run as an ordinary transformers folder, `runs/NAME/merged`, and return it.
+
+    Its `parity.json` tells how far it is from the model that was trained; what is past the tolerance stands there under
+    `problems`, and in `NOT_THE_TRAINED_MODEL.txt`. A folder that is up to date is kept.
+    Raises UserError for a run that is not finished, was altered or has another base, for an adapter that changes
+    nothing, and for a folder that holds something else.
+    """
+    return _merge([recipe], None, options, folder or recipe.folder / "merged")
+
+
+def merge_several(recipes: Sequence[Recipe], mix: Mix, folder: Path, options: Options = Options()) -> Path:
+    """The same for the weighted sum of several runs' adapters, which have one base and one quantisation in common.
+
+    The folder is prompted as the first run; what each adapter loses on its own held-out rows is told as well.
+    """
+    if len(mix.weights) != len(recipes):
+        raise UserError(f"--weights: {len(mix.weights)} weights for {len(recipes)} runs; write one for each")
+    if mix.density is None and "ties" in mix.method:
+        raise UserError(f"--method {mix.method} needs --density: the share of values that is kept, for instance 0.5")
+    for recipe in recipes:
+        if wrong := next((key for key in SUMMED_WRONG if (recipe.lora or {}).get(key)), None):
+            raise UserError(
+                f"{recipe.folder}: `lora.{wrong}` is set, and peft cannot sum such adapters; merge it alone"
+            )
+        if recipe.lora is None:
+            raise UserError(f"{recipe.folder}: all weights were trained, there is no adapter; merge adapters alone")
+        if recipe.quantization != recipes[0].quantization:
+            raise UserError(
+                f"{recipe.folder}: has another `quantization` than {recipes[0].folder}; adapters of one base sum"
+            )
+    return _merge(recipes, mix, options, folder)
+
+
+def _merge(recipes: Sequence[Recipe], mix: Mix | None, options: Options, folder: Path) -> Path:
+    recipe = recipes[0]
+    for one in recipes:
+        check_files(one)
+    tokenizer = load_tokenizer(recipe)
+    tokens, codec = prepare(recipe, tokenizer), codec_of(recipe, tokenizer)
+    check_owner(recipe, tokens.key)
+    for other in recipes[1:]:
+        check_owner(other)
+        if read_json(other.folder / "run.json")["base"] != read_json(recipe.folder / "run.json")["base"]:
+            raise UserError(
+                f"{other.folder}: was trained on another base than {recipe.folder}; adapters of one base sum"
+            )
+    made_of = _made_of(recipes, mix, options)
+    if sealed(folder, made_of):
+        say(f"{folder}: up to date")
+        _show(folder)
+        return folder
+    with whole_folder(folder) as part:
+        model, adapter = _merged(recipes, mix, tokenizer, options, part)
+        model.generation_config = decoding(recipe, codec)
+        try:
+            model.save_pretrained(part, max_shard_size=options.shard)
+        except SafetensorError as error:
+            raise UserError(f"{folder}: the weights could not be written: {error}") from error
+        dtype = str(model.dtype).removeprefix("torch.")
+        del model
+        furnish(recipe, codec, part)
+        found = _compare(recipe, tokenizer, codec, tokens, options, adapter, part)
+        found |= {"route": options.route if recipe.quantization != "none" else None, "dtype": dtype}
+        found |= {"mixed": _alone(recipes, mix, tokenizer, adapter) if mix else None}
+        found |= {"tolerance": parity.tolerance(dtype, recipe.quantization)}
+        found |= {"problems": parity.verdict(found, found["tolerance"])}
+        write_json(part / "parity.json", found)
+        if found["problems"]:
+            write_text(part / UNEQUAL, "".join(f"{problem}\n" for problem in found["problems"]))
+        shutil.rmtree(part / ".work")
+        seal(part, made_of)
+    _show(folder)
+    return folder
+
+
+def _made_of(recipes: Sequence[Recipe], mix: Mix | None, options: Options) -> dict[str, Any]:
+    """What a merged folder follows from: the runs with the bytes they left, how they are asked, and what is wanted."""
+    runs = [[read_json(r.folder / "run.json"), read_json(r.folder / "train.json")["sha256"]] for r in recipes]
+    digest = hashlib.sha256(json.dumps(runs).encode()).hexdigest()
+    evaluation = recipes[0].eval.model_dump() if options.score else None
+    wanted = {"options": asdict(options), "mix": mix and asdict(mix), "generation": recipes[0].generation}
+    return {"runs": digest, "eval": evaluation} | wanted
+
+
+def _merged(
+    recipes: Sequence[Recipe], mix: Mix | None, tokenizer: "PreTrainedTokenizerFast", options: Options, part: Path
+) -> tuple["PreTrainedModel", Path]:
+    """The merged model in its dtype, and the folder of the adapter that is in it."""
+    recipe = recipes[0]
+    if recipe.lora is None:
+        return _stored(recipe.trained, options.dtype), recipe.trained
+    plain = load_base(_plain(recipe, options.dtype), tokenizer)
+    if getattr(plain.config, "quantization_config", None) is not None:
+        raise UserError(f"{recipe.model}: is stored quantised; an adapter is merged into a base of 16 or 32 bits")
+    if recipe.quantization != "none" and options.route == "dequantized":
+        _dequantize_into(plain, load_base(recipe, tokenizer))
+    adapter = _mixed(plain, recipes, mix, part / ".work" / "mix") if mix else recipe.trained
+    return _add(plain, adapter), adapter
+
+
+def _plain(recipe: Recipe, dtype: str) -> Recipe:
+    """The recipe with its base as it is stored, in memory that is not the GPU's."""
+    revision = (recipe.trainer.get("model_init_kwargs") or {}).get("revision", "main")
+    options = {"revision": revision, "dtype": dtype, "device_map": {"": "cpu"}}
+    return recipe.model_copy(
+        update={"quantization": "none", "trainer": recipe.trainer | {"model_init_kwargs": options}}
+    )
+
+
+def _stored(folder: Path, dtype: str) -> "PreTrainedModel":
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True)
+
+
+@torch.no_grad()
+def _dequantize_into(plain: "PreTrainedModel", quantized: "PreTrainedModel") -> None:
+    """Give the plain model the values of the quantised layers. GPT-2's own layers hold them transposed."""
+    from bitsandbytes.functional import dequantize_4bit, int8_vectorwise_dequant
+    from bitsandbytes.nn import Linear4bit, Linear8bitLt
+    from transformers.pytorch_utils import Conv1D
+
+    for name, layer in quantized.named_modules():
+        if isinstance(layer, Linear4bit):
+            values = dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+        elif isinstance(layer, Linear8bitLt):
+            values = int8_vectorwise_dequant(layer.weight.data, layer.weight.SCB)
+        else:
+            continue
+        place: Any = plain.get_submodule(name)
+        place.weight.data.copy_(values.T if isinstance(place, Conv1D) else values)
+
+
+def _add(plain: "PreTrainedModel", adapter: Path) -> "PreTrainedModel":
+    """The model with the adapter in its weights: summed in float32 and rounded once, a layer at a time."""
+    from peft.tuners.lora import LoraLayer
+
+    model, changed = _with_adapter(plain, adapter), False
+    for layer in [module for module in model.modules() if isinstance(module, LoraLayer)]:
+        base = layer.get_base_layer()
+        before = [parameter.data for parameter in base.parameters()]
+        base.float()
+        layer.merge(safe_merge=True)
+        base.to(plain.dtype)
+        changed |= not all(map(torch.equal, before, base.parameters()))
+    if not changed:
+        raise UserError(
+            f"{adapter}: the adapter changes no weight of its base in {plain.dtype}: its own are 0, or too small; "
+            "train longer, or write --dtype float32"
+        )
+    return model.unload().to(plain.dtype)  # layers in `modules_to_save` come in float32
+
+
+def _with_adapter(model: "PreTrainedModel", adapter: Path, name: str = "default") -> Any:
+    from peft import PeftModel
+
+    try:
+        return PeftModel.from_pretrained(model, str(adapter), adapter_name=name)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"{adapter}: does not fit its base: {' '.join(str(error).split())[:300]}") from error
+
+
+def _mixed(plain: "PreTrainedModel", recipes: Sequence[Recipe], mix: Mix, folder: Path) -> Path:
+    """The weighted sum of the adapters, written as an adapter."""
+    from transformers import set_seed
+
+    names = [str(number) for number in range(len(recipes))]
+    model = _with_adapter(plain, recipes[0].trained, names[0])
+    set_seed(int(recipes[0].trainer.get("seed", 42)))  # dare_ties draws
+    try:
+        for name, recipe in list(zip(names, recipes, strict=True))[1:]:
+            model.load_adapter(str(recipe.trained), adapter_name=name)
+        weights, density = list(mix.weights), mix.density
+        model.add_weighted_adapter(names, weights, "sum", combination_type=mix.method, density=density)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise UserError(f"peft cannot sum these adapters by `{mix.method}`: {error}") from error
+    model.save_pretrained(folder, selected_adapters=["sum"], save_embedding_layers=False)
+    model.unload()
+    return folder / "sum"
+
+
+def _compare(
+    recipe: Recipe,
+    tokenizer: "PreTrainedTokenizerFast",
+    codec: Codec,
+    tokens: Tokens,
+    options: Options,
+    adapter: Path,
+    part: Path,
+) -> dict[str, Any]:
+    """The folder, loaded afresh, against the model that was trained: quantised base and adapter, as it was scored."""
+    work, rows = part / ".work", parity.chosen(tokens)
+    rows_to_ask = chosen(tokens.test, recipe.eval.rows, recipe.eval.seed)
+    config = decoding(recipe, codec)
+
+    def written(model: Any, side: str) -> None:
+        if options.score:
+            predict(model, codec, tokens.test, rows_to_ask, config, recipe, work / "scores" / side)
+
+    trained = _trained(recipe, tokenizer, adapter)
+    reference = parity.recorded(rows, parity.of_model(trained), work / "logits")
+    written(trained, "base")
+    del trained
+    gc.collect()
+    merged = _stored(part, "auto")
+    found = parity.measure(rows, reference, parity.of_model(merged))
+    written(merged, "tuned")
+    scores = score(work / "scores", load_template(recipe), recipe.eval.seed) if options.score else None
+    return found | {"scores": scores}
+
+
+def _trained(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast", adapter: Path) -> Any:
+    """The model that was trained. Loaded as for training, a CPU's 4-bit layers stay as they were trained."""
+    if recipe.lora is None:
+        return load_trained(recipe, tokenizer)
+    return _with_adapter(load_base(recipe, tokenizer, training=True), adapter)
+
+
+def _alone(
+    recipes: Sequence[Recipe], mix: Mix, tokenizer: "PreTrainedTokenizerFast", adapter: Path
+) -> list[dict[str, Any]]:
+    """Of each run: its weight, and the loss on its own held-out rows by its adapter alone and by the sum."""
+    model = _with_adapter(load_base(recipes[0], tokenizer, training=True), adapter, "sum")
+    found = []
+    for number, (recipe, weight) in enumerate(zip(recipes, mix.weights, strict=True)):
+        model.load_adapter(str(recipe.trained), adapter_name=str(number))
+        rows = prepare(recipe, load_tokenizer(recipe)).test
+        rows = rows.select(range(min(len(rows), 64)))
+        losses = {}
+        for name, side in (("alone", str(number)), ("sum", "sum")):
+            model.set_adapter(side)
+            results = output_losses(model, rows, recipe.eval.batch_tokens, int(tokenizer.pad_token_id or 0))
+            losses[name] = sum(r[0] for r in results) / sum(r[2] for r in results)
+        found.append({"run": recipe.folder.name, "weight": weight, "rows": len(rows)} | losses)
+    return found
+
+
+def _show(folder: Path) -> None:
+    """Print what a folder's parity.json tells."""
+    found = read_json(folder / "parity.json")
+    if found["mixed"]:
+        lines = [[m["run"], f"{m['weight']:g}", f"{m['alone']:.3f}", f"{m['sum']:.3f}"] for m in found["mixed"]]
+        print(table(["loss on held-out rows of", "weight", "its adapter alone", "the sum"], lines) + "\n")
+    print(parity.as_table(found, found["tolerance"]))
+    for name, metric in (found["scores"] or {"metrics": {}})["metrics"].items():
+        d = metric["difference"]
+        sides = f"{metric['base']['value']:.3f} trained, {metric['tuned']['value']:.3f} merged"
+        print(f"{name}: {sides}, difference {d['value']:.3f} (95 % interval {d['low']:.3f} to {d['high']:.3f})")
+    for problem in found["problems"]:
+        say(f"{folder}: is not the trained model: {problem}")
+    say(f"{folder}: {found['dtype']}" + (f", onto the {found['route']} base" if found["route"] else ""))
