@@ -24,7 +24,7 @@ from sft.train import train
 
 TALES = str(Path(__file__).parents[1] / "recipes" / "data" / "tales.py")
 SIZES: dict[str, Any] = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2,
-                         "max_position_embeddings": 256}  # fmt: skip
+                         "max_position_embeddings": 256, "initializer_range": 0.1}  # fmt: skip
 OWN: dict[str, dict[str, Any]] = {
     "gpt2": {}, "openai-gpt": {}, "falcon": {},
     "gpt_neo": {"intermediate_size": 128, "attention_types": [[["global", "local"], 1]], "window_size": 8},
@@ -32,13 +32,14 @@ OWN: dict[str, dict[str, Any]] = {
     "mistral": {"intermediate_size": 128, "num_key_value_heads": 2},
     "llama": {"intermediate_size": 128, "num_key_value_heads": 2},
     "qwen2": {"intermediate_size": 128, "num_key_value_heads": 4},
-    "gemma": {"intermediate_size": 128, "num_key_value_heads": 1, "head_dim": 16},
+    "gemma": {"intermediate_size": 128, "num_key_value_heads": 1, "head_dim": 16,
+              "hidden_act": "gelu_pytorch_tanh"},
     "gemma3_text": {"intermediate_size": 128, "num_key_value_heads": 1, "head_dim": 16},
 }  # fmt: skip
 """What the shape of each architecture needs besides."""
 
 SHAPED = ("rotary_pct", "use_parallel_residual", "multi_query", "parallel_attn", "bias", "alibi", "hidden_act",
-          "new_decoder_architecture", "activation_function", "hidden_activation", "tie_word_embeddings")  # fmt: skip
+          "new_decoder_architecture", "activation_function", "tie_word_embeddings")  # fmt: skip
 """Keys of a published config that make the architecture what it is, whatever its size."""
 
 
@@ -56,18 +57,18 @@ def cases() -> dict[tuple[str, str], dict[str, Any]]:
     return found | {("llama", "8bit"): found["llama", "4bit"], ("gpt2", "8bit"): found["gpt2", "4bit"]}
 
 
-def trained(folder: Path, config: dict[str, Any], quantization: str, steps: int = 40) -> Recipe:
+def trained(folder: Path, config: dict[str, Any], quantization: str, steps: int = 40, rows: int = 200) -> Recipe:
     """A small model trained on tales, and an adapter on riddle tales after it, under `folder`."""
     shared: dict[str, Any] = {"max_length": 256, "max_steps": steps, "per_device_train_batch_size": 8, "bf16": False}
     shared |= {"use_cpu": True, "logging_steps": steps}
     base = {
         "model": config, "tokenizer": {"vocab_size": 512}, "template": "running_text", "output": str(folder / "base"),
-        "data": {"train": TALES, "test": TALES, "options": {"kind": "mixed"}, "limit": 400},
+        "data": {"train": TALES, "test": TALES, "options": {"kind": "mixed"}, "limit": rows},
         "trainer": shared | {"learning_rate": 5e-3}, "check": {"max_dropped": 0.5},
     }  # fmt: skip
     adapter = {
         "model": str(folder / "base.yaml"), "template": "story", "template_options": {"separator": " "},
-        "data": {"train": TALES, "test": TALES, "options": {"kind": "riddle"}, "limit": 200},
+        "data": {"train": TALES, "test": TALES, "options": {"kind": "riddle"}, "limit": rows},
         "lora": {"r": 8}, "quantization": quantization, "output": str(folder / "run"),
         "trainer": shared | {"learning_rate": 5e-3}, "check": {"max_dropped": 0.5}, "eval": {"rows": 4},
     }  # fmt: skip
@@ -87,7 +88,14 @@ def routes(quantization: str) -> Iterator[Options]:
 
 def line(kind: str, quantization: str, options: Options, found: dict[str, Any]) -> str:
     """A row of the table."""
-    figures = ("largest_logit_difference", "mean_logit_difference", "largest_kl", "mean_kl", "disagreement", "loss_difference")
+    figures = (
+        "largest_logit_difference",
+        "mean_logit_difference",
+        "largest_kl",
+        "mean_kl",
+        "disagreement",
+        "loss_difference",
+    )
     cells = [kind, quantization, found["route"] or "", found["dtype"]]
     cells += [f"{found[name]:.2g}" for name in figures] + ["" if not found["problems"] else "past it"]
     return f"| {' | '.join(cells)} |"
@@ -95,7 +103,9 @@ def line(kind: str, quantization: str, options: Options, found: dict[str, Any]) 
 
 def main(wanted: list[str]) -> None:
     """Print the table, a line as soon as it is known."""
-    print("| architecture | base | route | dtype | logits, largest | mean | KL, largest | mean | another first | loss | tolerance |")
+    print(
+        "| architecture | base | route | dtype | logits, largest | mean | KL, largest | mean | another first | loss | tolerance |"
+    )
     print("|" + "---|" * 11)
     for (kind, quantization), config in cases().items():
         if wanted and kind not in wanted:

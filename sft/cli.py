@@ -230,6 +230,7 @@ def _templates(options: argparse.Namespace) -> None:
 def _quieten() -> None:
     """Leave out what other libraries say to their own developers, so that what is said to the user is seen."""
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # an optional package of no use here
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)  # of each cast of an 8-bit layer
     warnings.filterwarnings("ignore", category=FutureWarning)  # transformers about its own deprecated names
     warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")  # peft sets GPT-2's right by itself
 

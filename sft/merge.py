@@ -244,7 +244,7 @@ def _mixed(plain: "PreTrainedModel", recipes: Sequence[Recipe], mix: Mix, folder
     """The weighted sum of the adapters, written as an adapter."""
     from transformers import set_seed
 
-    names = [str(number) for number in range(len(recipes))]
+    names = [f"run_{number}" for number in range(len(recipes))]  # peft takes "0" for the layer of that number as well
     model = _with_adapter(plain, recipes[0].trained, names[0])
     set_seed(int(recipes[0].trainer.get("seed", 42)))  # dare_ties draws
     try:
@@ -303,11 +303,11 @@ def _alone(
     model = _with_adapter(load_base(recipes[0], tokenizer, training=True), adapter, "sum")
     found = []
     for number, (recipe, weight) in enumerate(zip(recipes, mix.weights, strict=True)):
-        model.load_adapter(str(recipe.trained), adapter_name=str(number))
+        model.load_adapter(str(recipe.trained), adapter_name=f"run_{number}")
         rows = prepare(recipe, load_tokenizer(recipe)).test
         rows = rows.select(range(min(len(rows), 64)))
         losses = {}
-        for name, side in (("alone", str(number)), ("sum", "sum")):
+        for name, side in (("alone", f"run_{number}"), ("sum", "sum")):
             model.set_adapter(side)
             results = output_losses(model, rows, recipe.eval.batch_tokens, int(tokenizer.pad_token_id or 0))
             losses[name] = sum(r[0] for r in results) / sum(r[2] for r in results)

@@ -17,13 +17,14 @@ ROWS, LENGTH = 16, 256
 """Held-out rows that are compared, and the tokens of each."""
 
 TOLERANCE: Mapping[str, Mapping[str, float]] = {
-    "float32": {"largest_kl": 1e-6, "loss_difference": 1e-4, "disagreement": 0.001},
-    "bfloat16": {"largest_kl": 1e-2, "loss_difference": 1e-2, "disagreement": 0.02},
-    "float16": {"largest_kl": 1e-3, "loss_difference": 1e-3, "disagreement": 0.01},
-    "4bit": {"largest_kl": 1e-2, "loss_difference": 1e-2, "disagreement": 0.02},
-    "8bit": {"largest_kl": 1e-2, "loss_difference": 1e-2, "disagreement": 0.02},
+    "float32": {"mean_kl": 1e-8, "loss_difference": 1e-5},
+    "float16": {"mean_kl": 5e-4, "loss_difference": 1e-3},
+    "bfloat16": {"mean_kl": 5e-3, "loss_difference": 5e-3},
 }
-"""How far a model may be from the one that was trained, by the coarsest arithmetic in either of them."""
+"""How far a model may be from the one that was trained, by the coarser arithmetic of the two. Measured with stories260K:
+5e-12, 2e-5 and 1e-3 nats in the mean and 5e-8, 9e-5 and 1e-4 of loss, while an adapter of a 4-bit base on the original
+weights is 0.2 nats and 0.02 of loss away. First choices differ wherever two tokens are as good, so none is tolerated or
+not."""
 
 NAMES = {
     "largest_logit_difference": "largest difference of a logit",
@@ -115,8 +116,8 @@ def verdict(parity: Mapping[str, Any], tolerance: Mapping[str, float]) -> list[s
 
 
 def tolerance(dtype: str, quantization: str = "none") -> Mapping[str, float]:
-    """The tolerance of a model written in this dtype, whose reference has this quantisation."""
-    return TOLERANCE[quantization if quantization != "none" else dtype]
+    """The tolerance of a model written in this dtype. Layers in 4 or 8 bits compute in bfloat16 or coarser."""
+    return TOLERANCE[dtype if quantization == "none" else "bfloat16"]
 
 
 def as_table(parity: Mapping[str, Any], tolerance: Mapping[str, float]) -> str:
