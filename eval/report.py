@@ -10,6 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from eval.score import read_predictions
 from sft import UserError
 from sft.files import read_json, write_text
+from sft.parity import as_lines
 from sft.recipe import Recipe, dump
 from sft.show import say, table
 
@@ -53,6 +54,7 @@ def report(recipe: Recipe) -> Path:
         curves=_curves(trained["log"]),
         samples=_samples(folder),
         facts=_facts(recipe, trained, scores),
+        parity=_parity(recipe),
         recipe_text=dump(recipe),
         written=time.strftime("%Y-%m-%d %H:%M"),
     )
@@ -188,6 +190,15 @@ def _facts(recipe: Recipe, trained: dict[str, Any], scores: dict[str, Any]) -> l
         ),
         ("Versions", ", ".join(f"{name} {number}" for name, number in trained["versions"].items())),
     ]
+
+
+def _parity(recipe: Recipe) -> dict[str, Any] | None:
+    """How far the merged model is from the one that was trained, where there is one."""
+    file = recipe.folder / "merged" / "parity.json"
+    if not file.is_file():
+        return None
+    found = read_json(file)
+    return found | {"lines": as_lines(found)}
 
 
 def _short(name: str) -> str:

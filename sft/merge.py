@@ -1,10 +1,8 @@
 """An adapter and its base as one ordinary model folder, proven to be the model that was trained.
 
 A 4-bit or 8-bit base is dequantised first: the sum of its values and the adapter's is the trained model, which a sum
-with the original weights, or one that is quantised again, is not. Sums are taken in float32, a layer at a time, and
-rounded once. Memory holds the model in the dtype it is written in, beside it the quantised one, and a shard while it is
-written: 14.5 + 4.5 GB, then 14.5 + 5 GB, for 7.2 billion parameters in bfloat16. The two models that are compared are
-loaded one after the other.
+with the original weights, or one that is quantised again, is not. No GPU is needed. The model is held in the dtype it is
+written in, and summed in float32 a layer at a time; the two models that are compared are loaded one after the other.
 """
 
 import gc
@@ -27,7 +25,7 @@ from sft.codec import Codec
 from sft.data import Tokens, codec_of, prepare
 from sft.files import read_json, whole_folder, write_json, write_text
 from sft.loss import output_losses
-from sft.model import decoding, load_base, load_trained
+from sft.model import decoding, device, load_base, load_trained
 from sft.recipe import Recipe
 from sft.run import check_files, check_owner
 from sft.show import say, table
@@ -212,7 +210,7 @@ def _dequantize_into(plain: "PreTrainedModel", quantized: "PreTrainedModel") -> 
 
 
 def _add(plain: "PreTrainedModel", adapter: Path) -> "PreTrainedModel":
-    """The model with the adapter in its weights: summed in float32 and rounded once, a layer at a time."""
+    """The model with the adapter in its weights, summed in float32, a layer at a time."""
     from peft.tuners.lora import LoraLayer
 
     model, changed = _with_adapter(plain, adapter), False
@@ -282,11 +280,18 @@ def _compare(
     written(trained, "base")
     del trained
     gc.collect()
-    merged = _stored(part, "auto")
+    torch.cuda.empty_cache()
+    merged = _placed(_stored(part, "auto"), recipe)
     found = parity.measure(rows, reference, parity.of_model(merged))
     written(merged, "tuned")
     scores = score(work / "scores", load_template(recipe), recipe.eval.seed) if options.score else None
     return found | {"scores": scores}
+
+
+def _placed(model: Any, recipe: Recipe) -> Any:
+    """The model on the GPU where it fits: one that trained a quantised base may be too small for the whole weights."""
+    roomy = device(recipe) != "cpu" and model.get_memory_footprint() * 1.2 < torch.cuda.mem_get_info()[0]
+    return model.to(device(recipe) if roomy else "cpu")
 
 
 def _trained(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast", adapter: Path) -> Any:
@@ -321,7 +326,7 @@ def _show(folder: Path) -> None:
     if found["mixed"]:
         lines = [[m["run"], f"{m['weight']:g}", f"{m['alone']:.3f}", f"{m['sum']:.3f}"] for m in found["mixed"]]
         print(table(["loss on held-out rows of", "weight", "its adapter alone", "the sum"], lines) + "\n")
-    print(parity.as_table(found, found["tolerance"]))
+    print(parity.as_table(found))
     for name, metric in (found["scores"] or {"metrics": {}})["metrics"].items():
         d = metric["difference"]
         sides = f"{metric['base']['value']:.3f} trained, {metric['tuned']['value']:.3f} merged"

@@ -17,18 +17,21 @@ ROWS, LENGTH = 16, 256
 """Held-out rows that are compared, and the tokens of each."""
 
 TOLERANCE: Mapping[str, Mapping[str, float]] = {
-    "float32": {"mean_kl": 1e-8, "loss_difference": 1e-5},
-    "float16": {"mean_kl": 5e-4, "loss_difference": 1e-3},
-    "bfloat16": {"mean_kl": 5e-3, "loss_difference": 5e-3},
+    "float32": {"relative_difference": 1e-5, "loss_difference": 1e-5},
+    "float16": {"relative_difference": 5e-3, "loss_difference": 1e-3},
+    "bfloat16": {"relative_difference": 2.5e-2, "loss_difference": 5e-3},
 }
-"""How far a model may be from the one that was trained, by the coarser arithmetic of the two. Measured with stories260K:
-5e-12, 2e-5 and 1e-3 nats in the mean and 5e-8, 9e-5 and 1e-4 of loss, while an adapter of a 4-bit base on the original
-weights is 0.2 nats and 0.02 of loss away. First choices differ wherever two tokens are as good, so none is tolerated or
-not."""
+"""How far a model may be from the one that was trained, by the coarser arithmetic of the two.
+
+Measured with stories260K: 6e-7, 1e-3 and 1e-2 of the logits' spread, 5e-8, 9e-5 and 1e-4 of loss; the adapter of its
+4-bit base on the original weights is 1.3e-1 and 2e-2 away. `bench/parity.py` measures every architecture. First choices
+and KL are told, not tolerated: they differ wherever two tokens are almost as good.
+"""
 
 NAMES = {
     "largest_logit_difference": "largest difference of a logit",
     "mean_logit_difference": "mean difference of a logit",
+    "relative_difference": "difference of logits over their spread",
     "largest_kl": "largest KL divergence, nats",
     "mean_kl": "mean KL divergence, nats",
     "disagreement": "positions with another first choice",
@@ -53,10 +56,12 @@ def chosen(tokens: Tokens, count: int = ROWS, length: int = LENGTH) -> list[dict
 def measure(rows: Sequence[Mapping[str, list[int]]], reference: Logits, candidate: Logits) -> dict[str, Any]:
     """Compare two models on rows of `input_ids` and `labels`, one row in memory at a time. Ready for JSON.
 
-    `largest_kl` and `mean_kl` are KL(reference || candidate) of the next token, in nats; `disagreement` is the share of
-    positions where the two rank another token first; the losses are means over all labels.
+    `relative_difference` is the root mean square of the logits' differences over the standard deviation of the
+    reference's logits at a position; `largest_kl` and `mean_kl` are KL(reference || candidate) of the next token, in
+    nats; `disagreement` is the share of positions where the two rank another token first; the losses are means over all
+    labels.
     """
-    gaps, divergences, differ, losses = [], [], [], []
+    gaps, squares, divergences, differ, losses = [], [], [], [], []
     for row in rows:
         ids, labels = row["input_ids"], np.array(row["labels"][1:])
         r, c = reference(ids), candidate(ids)
@@ -64,6 +69,7 @@ def measure(rows: Sequence[Mapping[str, list[int]]], reference: Logits, candidat
             raise ValueError(f"logits of another shape: {r.shape} and {c.shape}")
         gap = np.abs(r - c)
         gaps.append((float(gap.max()), float(gap.mean(dtype=np.float64)), len(ids)))
+        squares.append((np.square(gap, dtype=np.float64).mean(-1).sum(), r.var(-1, dtype=np.float64).sum()))
         log_r, log_c = _log_softmax(r), _log_softmax(c)
         divergences.append((np.exp(log_r) * (log_r - log_c)).sum(-1))
         differ.append(r.argmax(-1) != c.argmax(-1))
@@ -75,6 +81,7 @@ def measure(rows: Sequence[Mapping[str, list[int]]], reference: Logits, candidat
         "positions": len(kl),
         "largest_logit_difference": max(largest for largest, _, _ in gaps),
         "mean_logit_difference": sum(mean * n for _, mean, n in gaps) / len(kl),
+        "relative_difference": float(np.sqrt(np.divide(*np.sum(squares, axis=0)))),
         "largest_kl": float(kl.max()),
         "mean_kl": float(kl.mean()),
         "disagreement": float(np.concatenate(differ).mean()),
@@ -120,14 +127,25 @@ def tolerance(dtype: str, quantization: str = "none") -> Mapping[str, float]:
     return TOLERANCE[dtype if quantization == "none" else "bfloat16"]
 
 
-def as_table(parity: Mapping[str, Any], tolerance: Mapping[str, float]) -> str:
-    """A comparison for the terminal."""
-    lines = [
-        [text, f"{parity[name]:.3g}" if "loss" not in name or name == "loss_difference" else f"{parity[name]:.5f}",
-         f"{tolerance[name]:g}" if name in tolerance else ""]
+def as_lines(parity: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """What was measured, in lines of name, figure and, where there is one, the tolerance in `parity`."""
+    losses = ("reference_loss", "candidate_loss")
+    limits = parity["tolerance"]
+    return [
+        (
+            text,
+            f"{parity[name]:.5f}" if name in losses else f"{parity[name]:.2g}",
+            f"{limits[name]:g}" if name in limits else "",
+        )
         for name, text in NAMES.items()
-    ]  # fmt: skip
-    return table([f"{parity['positions']} positions of {parity['rows']} held-out rows", "", "tolerated"], lines)
+    ]
+
+
+def as_table(parity: Mapping[str, Any]) -> str:
+    """The same for the terminal."""
+    return table(
+        [f"{parity['positions']:,} positions of {parity['rows']} held-out rows", "", "tolerated"], as_lines(parity)
+    )
 
 
 def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
