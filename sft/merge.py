@@ -1,8 +1,8 @@
 """An adapter and its base as one ordinary model folder, proven to be the model that was trained.
 
 A 4-bit or 8-bit base is dequantised first: the sum of its values and the adapter's is the trained model, which a sum
-with the original weights, or one that is quantised again, is not. No GPU is needed. The model is held in the dtype it is
-written in, and summed in float32 a layer at a time; the two models that are compared are loaded one after the other.
+with the original weights, or one that is quantised again, is not. No GPU is needed. The model is held in the dtype that
+is written, and summed in float32 a layer at a time; the two models that are compared are loaded one after the other.
 """
 
 import gc
@@ -216,11 +216,12 @@ def _add(plain: "PreTrainedModel", adapter: Path) -> "PreTrainedModel":
     model, changed = _with_adapter(plain, adapter), False
     for layer in [module for module in model.modules() if isinstance(module, LoraLayer)]:
         base = layer.get_base_layer()
-        before = [parameter.data for parameter in base.parameters()]
+        kept = [parameter.data for parameter in base.parameters()]
         base.float()
         layer.merge(safe_merge=True)
-        base.to(plain.dtype)
-        changed |= not all(map(torch.equal, before, base.parameters()))
+        for parameter, data in zip(base.parameters(), kept, strict=True):
+            changed |= not torch.equal(data, parameter.data.to(data.dtype))
+            parameter.data = data.copy_(parameter.data)  # where it was: new places would hold the model twice
     if not changed:
         raise UserError(
             f"{adapter}: the adapter changes no weight of its base in {plain.dtype}: its own are 0, or too small; "

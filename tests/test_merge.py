@@ -100,7 +100,9 @@ def in_exact_arithmetic(recipe: Recipe, folder: Path) -> float:
 
 
 def test_the_folder_opens_without_peft_and_is_prompted_as_it_was_trained(runs: Path) -> None:
+    base = checksums(runs / "base" / "model")
     folder = merge(load(runs / "adapter.yaml"))
+    assert checksums(runs / "base" / "model") == base, "weights are written over in memory alone"
     script = (
         "import json, sys; sys.modules['peft'] = sys.modules['bitsandbytes'] = None\n"
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
