@@ -198,7 +198,7 @@ def _parity(recipe: Recipe) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     found = read_json(file)
-    return found | {"lines": as_lines(found)}
+    return found | {"lines": as_lines(found, found["tolerance"])}
 
 
 def _short(name: str) -> str:

@@ -327,7 +327,7 @@ def _show(folder: Path) -> None:
     if found["mixed"]:
         lines = [[m["run"], f"{m['weight']:g}", f"{m['alone']:.3f}", f"{m['sum']:.3f}"] for m in found["mixed"]]
         print(table(["loss on held-out rows of", "weight", "its adapter alone", "the sum"], lines) + "\n")
-    print(parity.as_table(found))
+    print(parity.as_table(found, found["tolerance"]))
     for name, metric in (found["scores"] or {"metrics": {}})["metrics"].items():
         d = metric["difference"]
         sides = f"{metric['base']['value']:.3f} trained, {metric['tuned']['value']:.3f} merged"

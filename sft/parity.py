@@ -127,25 +127,23 @@ def tolerance(dtype: str, quantization: str = "none") -> Mapping[str, float]:
     return TOLERANCE[dtype if quantization == "none" else "bfloat16"]
 
 
-def as_lines(parity: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """What was measured, in lines of name, figure and, where there is one, the tolerance in `parity`."""
+def as_lines(parity: Mapping[str, Any], tolerance: Mapping[str, float]) -> list[tuple[str, str, str]]:
+    """What was measured, in lines of name, figure and, where there is one, its tolerance."""
     losses = ("reference_loss", "candidate_loss")
-    limits = parity["tolerance"]
     return [
         (
             text,
             f"{parity[name]:.5f}" if name in losses else f"{parity[name]:.2g}",
-            f"{limits[name]:g}" if name in limits else "",
+            f"{tolerance[name]:g}" if name in tolerance else "",
         )
         for name, text in NAMES.items()
     ]
 
 
-def as_table(parity: Mapping[str, Any]) -> str:
+def as_table(parity: Mapping[str, Any], tolerance: Mapping[str, float]) -> str:
     """The same for the terminal."""
-    return table(
-        [f"{parity['positions']:,} positions of {parity['rows']} held-out rows", "", "tolerated"], as_lines(parity)
-    )
+    header = [f"{parity['positions']:,} positions of {parity['rows']} held-out rows", "", "tolerated"]
+    return table(header, as_lines(parity, tolerance))
 
 
 def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
