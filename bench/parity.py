@@ -29,7 +29,7 @@ OWN: dict[str, dict[str, Any]] = {
     "gpt2": {}, "openai-gpt": {}, "falcon": {},
     "gpt_neo": {"intermediate_size": 128, "attention_types": [[["global", "local"], 1]], "window_size": 8},
     "gpt_neox": {"intermediate_size": 128}, "gptj": {"rotary_dim": 8}, "gpt_bigcode": {"n_inner": 128},
-    "mistral": {"intermediate_size": 128, "num_key_value_heads": 2},
+    "mistral": {"intermediate_size": 128, "num_key_value_heads": 2, "sliding_window": 64},
     "llama": {"intermediate_size": 128, "num_key_value_heads": 2},
     "qwen2": {"intermediate_size": 128, "num_key_value_heads": 4},
     "gemma": {"intermediate_size": 128, "num_key_value_heads": 1, "head_dim": 16,
