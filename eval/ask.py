@@ -1,14 +1,22 @@
 """`sft generate`: what the tuned model writes after a prompt, a row, or what it wrote itself before."""
 
-from collections.abc import Iterable, Iterator, Mapping
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import count, islice
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from data_templates import Row, Template
 from eval.generate import as_base, write
+from eval.stream import Text, stream, unstreamed
 from sft import UserError
+from sft.artifact import open_artifact
 from sft.codec import Codec
 from sft.data import codec_of, max_length
 from sft.model import decoding, load_base, load_trained
@@ -16,60 +24,166 @@ from sft.recipe import Recipe
 from sft.rows import encodable
 from sft.run import check_owner
 from sft.show import say
-from sft.template import has_prompt, load_template, read_prompt
+from sft.template import has_prompt, load_template, read_prompt, samples
 from sft.tokenizer import load_tokenizer
 
 
-def ask(
-    recipe: Recipe, questions: Iterable[str | Row], base: bool = False, samples: int = 1, steps: int = 1
-) -> Iterator[tuple[int, int, str]]:
-    """Step, sample and text of what the model writes; a question is a row, or text for the template's first field.
+@dataclass(frozen=True)
+class Opened:
+    """A model that can be asked, with the code that built its prompts in training."""
+
+    recipe: Recipe
+    template: Template
+    codec: Codec
+    load: Callable[[], Any]
+    base: bool = False
+    """Whether the base answers, not the tuned model."""
+
+    @cached_property
+    def model(self) -> Any:
+        """The weights, loaded when they are first needed: what can be told without them is told at once."""
+        return self.load()
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of an answer."""
+
+    step: int
+    sample: int
+    text: str
+    end: str | None
+    """What ended the answer after this piece: `stop` (its end token) or `length` (the limit). None where it goes on."""
+
+
+def open_run(recipe: Recipe, base: bool = False) -> Opened:
+    """The model of a run, or its base. Raises UserError where the run is not finished or another recipe's."""
+    tokenizer = load_tokenizer(recipe)
+    codec = codec_of(recipe, tokenizer)
+    check_owner(recipe)
+    load = load_base if base and recipe.lora is None else load_trained
+    return Opened(recipe, load_template(recipe), codec, lambda: load(recipe, tokenizer), base)
+
+
+def open_folder(folder: Path, overrides: Sequence[str] = (), base: bool = False) -> Opened:
+    """The model of a folder outside its run, such as `sft merge` writes."""
+    if base:
+        raise UserError(f"{folder}: holds no base model; ask the run that it was merged from")
+    opened = open_artifact(folder, overrides)
+    codec = codec_of(opened.recipe, opened.tokenizer)
+    return Opened(opened.recipe, load_template(opened.recipe), codec, lambda: opened.model)
+
+
+def ask(opened: Opened, questions: Iterable[str | Row], samples: int = 1, steps: int = 1) -> Iterator[Piece]:
+    """What the model writes; a question is a row, or text for the template's first field. One sample comes in pieces as
+    it is written, several come whole.
 
     A template with `next_row` can go on: the first of a step's samples that it can read becomes the history of the
     next step. Raises UserError for questions that cannot be read, and where no sample can be gone on from.
     """
-    template = load_template(recipe)
+    recipe, template, codec = opened.recipe, opened.template, opened.codec
     if steps > 1 and template.next_row is None:
         raise UserError(f"template `{recipe.template}` has no `next_row`, so --steps cannot go on")
     if samples > 1 and not recipe.generation.get("do_sample"):
-        raise UserError("greedy decoding writes the same each time; set generation.do_sample=true for --samples")
-    tokenizer = load_tokenizer(recipe)
-    codec = codec_of(recipe, tokenizer)
-    check_owner(recipe)
+        raise UserError("greedy decoding writes the same each time; give --temperature 1 with --samples")
     config = decoding(recipe, codec)
-    model = load_base(recipe, tokenizer) if base and recipe.lora is None else load_trained(recipe, tokenizer)
+    model, seeds = opened.model, count(recipe.eval.seed)
     torch.manual_seed(recipe.eval.seed)
-    with as_base(model) if base else nullcontext():
+    with as_base(model) if opened.base else nullcontext():
         for question in questions:
-            row = question if isinstance(question, Mapping) else _row(template, question)
+            row = question if isinstance(question, Mapping) else row_of(template, question)
             for step in range(1, steps + 1):
-                ids = _ids(recipe, codec, config, template, row, str(question))
-                texts = [text for text, _ in write(model, codec, [ids] * samples, config, recipe.eval.batch_tokens)]
-                yield from ((step, sample, text) for sample, text in enumerate(texts, 1))
+                ids = fitting(recipe, codec, config, prompt_ids(codec, template, row, str(question)))
+                texts: list[str] = []
+                if samples == 1 and not unstreamed(config):
+                    text = Text(codec, ids, config, next(seeds))
+                    for piece in stream(model, text):
+                        yield Piece(step, 1, piece, text.end)
+                    texts.append(text.text)
+                else:
+                    written = write(model, codec, [ids] * samples, config, recipe.eval.batch_tokens)
+                    for sample, (whole, ended) in enumerate(written, 1):
+                        yield Piece(step, sample, whole, "stop" if ended else "length")
+                        texts.append(whole)
                 if step < steps and row is not None:
                     row = _next(template, row, texts, step)
 
 
-def _row(template: Template, question: str) -> Row | None:
+def row_of(template: Template, question: str) -> Row | None:
     """The row that a text means: its first field. None is a text to be gone on with, where a template has no prompt."""
     return {next(iter(template.fields)): question} if has_prompt(template) else None
 
 
-def _ids(recipe: Recipe, codec: Codec, config: Any, template: Template, row: Row | None, text: str) -> list[int]:
-    """The ids the model reads, without their oldest where they leave no room for what it shall write."""
+def prompt_ids(codec: Codec, template: Template, row: Row | None, text: str) -> list[int]:
+    """The ids the model reads for a row, or for a text that it shall go on with."""
     if not encodable(text if row is None else row):
         raise UserError("the prompt holds half a character (a lone surrogate); mend it")
     if row is None:  # as in training: what stands before every text, then the text
-        ids = codec.prompts([""])[0] + codec.outputs([text])[0]
-    else:
-        ids = codec.prompts([read_prompt(template, row, "the row")])[0]
+        return codec.prompts([""])[0] + codec.outputs([text])[0]
+    return codec.prompts([read_prompt(template, row, "the row")])[0]
+
+
+def fitting(recipe: Recipe, codec: Codec, config: Any, ids: list[int]) -> list[int]:
+    """The ids without their oldest where they leave no room for what shall be written."""
     room = max_length(recipe) - config.max_new_tokens
+    if room < 1:
+        raise UserError(
+            f"{config.max_new_tokens} new tokens leave no room for a prompt within the {max_length(recipe)} tokens of "
+            "`trainer.max_length`; ask for fewer with --max-new-tokens"
+        )
     if len(ids) <= room:
         return ids
     if (trimmed := codec.trimmed(ids, room)) is None:
         raise UserError(f"the prompt has {len(ids)} tokens, where {room} leave room for the answer; shorten it")
     say(f"the prompt lost its first {len(ids) - len(trimmed)} tokens to leave room for the answer")
     return trimmed
+
+
+def from_terminal(template: Template) -> Iterator[str | Row]:
+    """What a person types: lines for the template's first field, or each field in turn where its prompt has several."""
+    fields = _asked_for(template)
+    if len(fields) < 2:
+        yield from typed("> ")
+        return
+    answers = typed(*(f"{name}> " for name in fields))
+    while len(lines := list(islice(answers, len(fields)))) == len(fields):
+        yield {name: _value(line) for name, line in zip(fields, lines, strict=True) if line}
+
+
+def typed(*signs: str) -> Iterator[str]:
+    """Lines from the terminal after each of these signs in turn, until Ctrl-D."""
+    import readline  # noqa: F401  # with it, input() has a history and can be edited
+
+    while True:
+        for sign in signs:
+            if not sys.stdout.isatty():
+                print(sign, end="", file=sys.stderr, flush=True)
+            try:
+                yield input(sign if sys.stdout.isatty() else "")
+            except EOFError:
+                print(file=sys.stderr)
+                return
+
+
+def _asked_for(template: Template) -> list[str]:
+    """The fields of the example that its prompt cannot do without, or would be another one without."""
+    row = next(iter(samples(template, template.example, "the template's example") if template.example else []), {})
+
+    def prompt(fields: Row) -> Any:
+        try:
+            return read_prompt(template, fields, "")
+        except UserError:
+            return None
+
+    return [name for name in row if prompt({k: v for k, v in row.items() if k != name}) != prompt(row)]
+
+
+def _value(line: str) -> Any:
+    """What was typed for a field: a list or an object where it is JSON of one, else text."""
+    try:
+        return json.loads(line) if line[0] in "[{" else line
+    except ValueError:
+        return line
 
 
 def _next(template: Template, row: Row, texts: list[str], step: int) -> Row:

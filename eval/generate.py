@@ -37,11 +37,11 @@ def write(
             tokenizer=codec.tokenizer,
         )
         for i, row in zip(batch, output[:, width:].tolist(), strict=True):
-            written[i] = _read(codec, row)
+            written[i] = read(codec, row)
     return [written[i] for i in range(len(prompts))]
 
 
-def _read(codec: Codec, ids: list[int]) -> tuple[str, bool]:
+def read(codec: Codec, ids: list[int]) -> tuple[str, bool]:
     """Generated ids -> the text before the end token, and whether there is one."""
     ended = codec.end[-1] in ids
     if ended:

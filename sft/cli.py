@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import importlib.util
 import json
 import logging
 import os
@@ -9,6 +10,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -20,6 +22,17 @@ STAGES = {
     "eval": ("eval.run:evaluate_run", "score base against tuned on the held-out rows"),
     "report": ("eval.report:report", "write report.html and print the same table"),
 }
+
+DECODING = {
+    "temperature": (float, "draw tokens, the less likely ones more often above 1; 0 is --greedy"),
+    "top_k": (int, "draw from the N likeliest tokens"),
+    "top_p": (float, "draw from the likeliest tokens that hold this share together"),
+    "min_p": (float, "draw from tokens this share as likely as the likeliest"),
+    "repetition_penalty": (float, "above 1, what was written becomes less likely"),
+    "no_repeat_ngram_size": (int, "never write the same N tokens twice"),
+    "max_new_tokens": (int, "longest answer"),
+}
+"""Settings of `generation:` that are options of `sft generate` -> their type, and what they do."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,7 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"sft: {error}", file=sys.stderr)
         return error.status
     except KeyboardInterrupt:
-        print("\nsft: interrupted; a training goes on from its last whole checkpoint", file=sys.stderr)
+        hint = "; a training goes on from its last whole checkpoint" if "target" in options else ""
+        print(f"\nsft: interrupted{hint}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python flushes at its end
@@ -71,13 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("--measure", action="store_true", help="train two steps on the GPU here and tell the error")
     fit.add_argument("--json", action="store_true", help="print it for machines")
     fit.set_defaults(run=_fit)
-    generate = _with_recipe(commands.add_parser("generate", help="write what the tuned model says to a prompt"))
-    generate.add_argument("--prompt", help="the template's first field; without it, a line of standard input each")
-    generate.add_argument("--row", help="all of the template's fields, as JSON")
-    generate.add_argument("--base", action="store_true", help="ask the base model instead")
-    generate.add_argument("--samples", type=_positive, default=1, metavar="N", help="write N different answers")
-    generate.add_argument("--steps", type=_positive, default=1, metavar="N", help="go on N times from what was written")
-    generate.set_defaults(run=_generate)
+    _add_generate(commands)
     merge = commands.add_parser("merge", help="write the trained model as one ordinary folder, and prove it equal")
     merge.add_argument("recipes", metavar="RECIPE", nargs="+", help="a recipe or run, or several; and KEY=VALUE")
     merge.add_argument("--route", choices=["dequantized", "original"], default="dequantized",
@@ -92,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
                        help="how peft sums several adapters; cat is exact")  # fmt: skip
     merge.add_argument("--density", type=float, metavar="SHARE", help="what ties and dare_ties keep")
     merge.set_defaults(run=_merge, overrides=[])
+    _add_serve(commands)
     bases = _with_recipe(commands.add_parser("bases", help="list the recipes to run for this one, its bases first"))
     bases.set_defaults(run=_bases)
     schema = commands.add_parser("schema", help="print the JSON Schema of recipes")
@@ -101,6 +110,37 @@ def _parser() -> argparse.ArgumentParser:
     templates = commands.add_parser("templates", help="list the dataset templates with their examples")
     templates.set_defaults(run=_templates)
     return parser
+
+
+def _add_generate(commands: Any) -> None:
+    generate = _with_recipe(commands.add_parser("generate", help="write what the tuned model says to a prompt"))
+    asked = generate.add_mutually_exclusive_group()
+    asked.add_argument("--prompt", help="the template's first field; without it, a line of standard input each")
+    asked.add_argument("--row", help="all of the template's fields, as JSON")
+    asked.add_argument("--file", help="a file with a prompt, or a row as JSON, on each line")
+    generate.add_argument("--base", action="store_true", help="ask the base model instead")
+    generate.add_argument("--samples", type=_positive, default=1, metavar="N", help="write N different answers")
+    generate.add_argument("--steps", type=_positive, default=1, metavar="N", help="go on N times from what was written")
+    generate.add_argument("--next", type=_positive, nargs="?", const=10, metavar="N",
+                          help="show the N likeliest next tokens (10); on a terminal, go on by hand")  # fmt: skip
+    decoding = generate.add_argument_group("decoding", "in place of what the recipe says under `generation:`")
+    decoding.add_argument("--greedy", dest="temperature", action="store_const", const=0.0, help="always the likeliest")
+    for name, (kind, text) in DECODING.items():
+        decoding.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="N", help=text)
+    decoding.add_argument("--seed", type=int, metavar="N", help="decides what is drawn")
+    generate.set_defaults(run=_generate)
+
+
+def _add_serve(commands: Any) -> None:
+    serve = _with_recipe(commands.add_parser("serve", help="answer requests as OpenAI's API does"))
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on, 127.0.0.1 unless given")
+    serve.add_argument("--port", type=int, default=8000, help="8000 unless given; 0 takes a free one")
+    serve.add_argument("--api-key", help="what clients must show; SFT_API_KEY in the environment does the same")
+    serve.add_argument("--max-tokens", type=_positive, metavar="N", help="bound on the tokens of an answer")
+    serve.add_argument("--max-requests", type=_positive, default=64, metavar="N",
+                       help="answers written or waiting at once, 64 unless given; more get a 429")  # fmt: skip
+    serve.add_argument("--engine", choices=["sft", "vllm"], default="sft", help="vllm: for merged folders, on a GPU")
+    serve.set_defaults(run=_serve)
 
 
 def _positive(text: str) -> int:
@@ -158,18 +198,79 @@ def _recipes(options: argparse.Namespace) -> None:
 
 
 def _generate(options: argparse.Namespace) -> None:
-    recipe = _load(options)
+    by_hand = options.prompt is options.row is options.file is None and sys.stdin.isatty()
+    options.overrides += _decoding(options)
+    opened = _opened(options, options.base)
+    questions: Any = None if by_hand else _questions(options)
+    if by_hand:
+        from eval.ask import from_terminal
+
+        questions = from_terminal(opened.template)
+    if options.next:
+        from eval.next import explore
+
+        explore(opened, questions, options.next, sys.stdin.isatty() and sys.stdout.isatty())
+        return
     from eval.ask import ask
 
-    if options.row is not None:
-        questions: Any = [_row(options.row)]
-    elif options.prompt is not None:
-        questions = [options.prompt]
-    else:
-        questions = (_row(line) if line.lstrip().startswith("{") else line.rstrip("\n") for line in sys.stdin)
     several = options.samples > 1 or options.steps > 1
-    for step, sample, text in ask(recipe, questions, options.base, options.samples, options.steps):
-        print(f"--- step {step}, sample {sample}\n{text}" if several else text, flush=True)
+    begun = None
+    for piece in ask(opened, questions, options.samples, options.steps):
+        if several and begun != (begun := (piece.step, piece.sample)):
+            print(f"--- step {piece.step}, sample {piece.sample}")
+        print(piece.text, end="\n" if piece.end else "", flush=True)
+        if piece.end == "length":
+            print("(cut off at the limit of tokens; --max-new-tokens N gives more)", file=sys.stderr, flush=True)
+        begun = None if piece.end else begun
+
+
+def _decoding(options: argparse.Namespace) -> list[str]:
+    """The options about decoding as overrides of the recipe, in which one that draws tokens says so."""
+    from sft.recipe import drawing
+
+    given = drawing({name: value for name in DECODING if (value := getattr(options, name)) is not None})
+    seed = [] if options.seed is None else [f"eval.seed={options.seed}"]
+    return [f"generation.{name}={json.dumps(value)}" for name, value in given.items()] + seed
+
+
+def _questions(options: argparse.Namespace) -> Any:
+    """Prompts and rows, one after the other."""
+    if options.row is not None:
+        yield _row(options.row)
+    elif options.prompt is not None:
+        yield options.prompt
+    else:
+        try:
+            with open(options.file, encoding="utf-8-sig") if options.file else nullcontext(sys.stdin) as lines:
+                yield from (_row(line) if line.lstrip().startswith("{") else line.rstrip("\n") for line in lines)
+        except UnicodeDecodeError:
+            raise UserError(f"{options.file or 'standard input'}: not UTF-8; save it as UTF-8") from None
+
+
+def _opened(options: argparse.Namespace, base: bool = False) -> Any:
+    """The model of a run, or of a folder outside its run, such as `sft merge` writes."""
+    folder = Path(options.recipe)
+    if (folder / "config.json").is_file():
+        from eval.ask import open_folder
+
+        return open_folder(folder, options.overrides, base)
+    recipe = _load(options)
+    from eval.ask import open_run
+
+    return open_run(recipe, base)
+
+
+def _serve(options: argparse.Namespace) -> None:
+    if missing := [name for name in ("fastapi", "uvicorn") if importlib.util.find_spec(name) is None]:
+        raise UserError(f"{missing[0]} is not installed; pip install fastapi uvicorn")
+    from sft.serve import serve, serve_with_vllm
+
+    key = options.api_key or os.environ.get("SFT_API_KEY")
+    if options.engine == "vllm":
+        serve_with_vllm(Path(options.recipe), options.host, options.port, key)
+    else:
+        limits = {"max_tokens": options.max_tokens, "max_requests": options.max_requests}
+        serve(lambda: _opened(options), options.host, options.port, key, **limits)
 
 
 def _merge(options: argparse.Namespace) -> int:

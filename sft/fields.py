@@ -144,18 +144,25 @@ def _lora() -> dict[str, Kind]:
     )
 
 
+NUMBER, COUNT = Kind((int, float, type(None))), Kind((int, type(None)))
+DRAWING = {"do_sample": Kind((bool,)), "temperature": NUMBER, "top_p": NUMBER, "min_p": NUMBER, "top_k": COUNT,
+           "repetition_penalty": NUMBER, "no_repeat_ngram_size": COUNT, "max_new_tokens": COUNT}  # fmt: skip
+"""Types of generation settings, which `GenerationConfig` does not declare and finds wrong late, in a traceback."""
+
+
 @cache
 def _generation() -> dict[str, Kind]:
     """`GenerationConfig` is no dataclass: its fields are those its `__init__` takes out of its keyword arguments."""
     tree = _source("transformers", "generation/configuration_utils.py")
     assert tree is not None
     init = next(n for n in _classes(tree)["GenerationConfig"].body if getattr(n, "name", "") == "__init__")
-    return {
+    names = {
         str(call.args[0].value): Kind()
         for call in ast.walk(init)
         if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "pop"
         and isinstance(call.args[0], ast.Constant) and not str(call.args[0].value).startswith("_")
     }  # fmt: skip
+    return names | {name: kind for name, kind in DRAWING.items() if name in names}
 
 
 @cache

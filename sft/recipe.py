@@ -208,11 +208,17 @@ OWNED = {
 """Fields of the libraries that the pipeline itself decides. Setting one would be ignored or would break a promise."""
 
 POSITIVE = {"max_length", "max_steps", "num_train_epochs", "learning_rate", "per_device_train_batch_size", "r",
-            "per_device_eval_batch_size", "gradient_accumulation_steps", "lora_alpha", "max_new_tokens"}  # fmt: skip
+            "per_device_eval_batch_size", "gradient_accumulation_steps", "lora_alpha", "max_new_tokens",
+            "temperature", "repetition_penalty"}  # fmt: skip
 """Fields of the libraries that make no sense at 0 or below, which the libraries tell late or never."""
 NO_LIMIT = ("max_steps", -1)
+SHARES, COUNTS = {"top_p", "min_p", "typical_p"}, {"top_k", "no_repeat_ngram_size"}
+"""Fields of `generation:` that run from 0 to 1, and those that run from 0 up."""
 AUTO = (("trainer", "per_device_train_batch_size"), "auto")
 """The one setting that a library does not know: the largest micro-batch that fits the card, by `sft.fit`."""
+
+DRAWN = ("temperature", "top_k", "top_p", "min_p")
+"""Fields of `generation:` that say how tokens are drawn."""
 
 ELSEWHERE = {
     "base_model": "model", "model_name_or_path": "model", "pretrained_model": "model", "checkpoint": "model",
@@ -254,6 +260,14 @@ def dump(recipe: Recipe) -> str:
     unlike_json = "[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]"  # these YAML takes as escapes alone
     text = re.sub(unlike_json, lambda found: f"\\u{ord(found[0]):04x}", text)
     return "# The recipe as it was resolved. JSON is YAML: this file runs again as it is.\n" + text + "\n"
+
+
+def drawing(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Generation settings given one by one, with what they mean: one that draws tokens turns `do_sample` on, and a
+    temperature of 0 turns it off."""
+    if given.get("temperature") == 0:
+        return {**given, **dict.fromkeys(DRAWN), "do_sample": False}
+    return {**given, "do_sample": True} if given.keys() & set(DRAWN) else dict(given)
 
 
 def schema() -> dict[str, Any]:
@@ -413,6 +427,10 @@ def _library_problems(document: Mapping[str, Any]) -> Iterator[tuple[tuple[str, 
                 yield loc, f"`{section}.{key}` {problem}"
             elif key in POSITIVE and isinstance(value, int | float) and value <= 0 and (key, value) != NO_LIMIT:
                 yield loc, f"`{section}.{key}` is {value}; it takes a number above 0"
+            elif key in SHARES and isinstance(value, int | float) and not 0 <= value <= 1:
+                yield loc, f"`{section}.{key}` is {value}; it takes a number from 0 to 1"
+            elif key in COUNTS and isinstance(value, int) and value < 0:
+                yield loc, f"`{section}.{key}` is {value}; it takes a whole number from 0 up"
 
 
 def _unknown(loc: tuple[str, ...], known: Mapping[str, Any]) -> str:

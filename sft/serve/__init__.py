@@ -1,0 +1,89 @@
+"""`sft serve`: a model behind OpenAI's HTTP interface, its prompts built by the code that built them in training.
+
+`routes` reads requests and sends answers, in the event loop; `prompts` turns requests into ids; `writer` is the thread
+that calls the model; `api` is what goes over the wire.
+"""
+
+import importlib.util
+import ipaddress
+import os
+import shutil
+import signal
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+
+from eval.ask import Opened
+from eval.stream import processors
+from sft import UserError
+from sft.data import max_length
+from sft.model import decoding
+from sft.serve.prompts import Limits
+from sft.serve.routes import application
+from sft.serve.writer import Writer
+from sft.show import say
+
+
+def serve(
+    load: Callable[[], Opened], host: str, port: int, key: str | None, max_tokens: int | None, max_requests: int
+) -> None:
+    """Serve until SIGINT or SIGTERM. The address is taken before the model is loaded.
+
+    Raises UserError for an address that cannot be had, and for generation settings that cannot be streamed.
+    """
+    listening = _listen(host, port)
+    opened = load()
+    processors(decoding(opened.recipe, opened.codec))
+    limits = Limits(max_tokens or max_length(opened.recipe), max_requests)
+    writer = Writer(opened.model, opened.recipe.eval.batch_tokens, max_requests)
+    url = "http://{}:{}/v1".format(f"[{host}]" if ":" in host else host, listening.getsockname()[1])
+    app = application(opened, writer, limits, key, partial(say, f"{opened.recipe.folder.name} answers at {url}"))
+    if not ipaddress.ip_address(listening.getsockname()[0]).is_loopback and not key:
+        say("anyone who reaches this address can use the model: give --api-key, or SFT_API_KEY in the environment")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn raises it again when all is closed
+    with suppress(KeyboardInterrupt):
+        Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5), writer).run([listening])
+    say("stopped")
+
+
+def serve_with_vllm(folder: Path, host: str, port: int, key: str | None) -> None:
+    """Become `vllm serve`. Raises UserError where it is not installed or the folder holds no whole model."""
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: vLLM serves whole models; run `sft merge` and name the folder that it writes")
+    if (vllm := shutil.which("vllm")) is None or importlib.util.find_spec("vllm") is None:
+        raise UserError("vLLM is not installed; pip install vllm on a machine with a GPU, or leave out --engine vllm")
+    if key:
+        os.environ["VLLM_API_KEY"] = key  # unlike an argument, others on the machine cannot see it
+    name = folder.resolve().name
+    os.execv(vllm, [vllm, "serve", str(folder), "--host", host, "--port", str(port), "--served-model-name", name])
+
+
+class Server(uvicorn.Server):
+    """uvicorn, whose streams end when it is told to stop."""
+
+    def __init__(self, config: uvicorn.Config, writer: Writer) -> None:
+        super().__init__(config)
+        self.writer = writer
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.writer.stop()
+        super().handle_exit(sig, frame)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket that has the address. Raises UserError where it cannot be had."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listening = socket.socket(family, kind)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+    except (OSError, OverflowError) as error:
+        raise UserError(
+            f"{host}:{port}: {getattr(error, 'strerror', None) or error}; name another --port or --host"
+        ) from error
+    return listening

@@ -1,0 +1,101 @@
+"""Requests to ids: the template is applied here, so that no client writes a prompt by hand."""
+
+from dataclasses import dataclass
+
+from data_templates import Message, Template
+from eval.ask import Opened, prompt_ids, row_of
+from eval.stream import Text
+from sft.data import max_length
+from sft.model import decoding
+from sft.recipe import DRAWN, drawing
+from sft.serve.api import Chat, Completion, Refused
+from sft.template import read_prompt
+
+
+@dataclass(frozen=True)
+class Limits:
+    max_tokens: int
+    """Longest answer."""
+    max_requests: int
+    """Answers written or waiting at once."""
+
+
+def texts_of(opened: Opened, limits: Limits, asked: Completion | Chat) -> list[Text]:
+    """The answers to be written. Raises UserError or Refused for what cannot be asked."""
+    recipe, codec = opened.recipe, opened.codec
+    ids = chat_ids(opened, asked) if isinstance(asked, Chat) else completion_ids(opened, asked)
+    names = (*DRAWN, "repetition_penalty", "no_repeat_ngram_size")
+    given = {name: value for name in names if (value := getattr(asked, name)) is not None}
+    room = max_length(recipe) - len(ids)
+    wanted = asked.max_tokens
+    if isinstance(asked, Chat) and asked.max_completion_tokens is not None:
+        wanted = asked.max_completion_tokens
+    if room < (wanted or 1):
+        raise Refused(
+            400,
+            f"the prompt has {len(ids)} tokens, the answer shall have {wanted or 'at least 1'}, and both together "
+            f"{max_length(recipe)} at most",
+            "context_length_exceeded",
+        )
+    if wanted and wanted > limits.max_tokens:
+        raise Refused(400, f"{wanted} tokens are asked for; this server writes {limits.max_tokens} at most")
+    if asked.n > limits.max_requests:
+        raise Refused(400, f"`n` is {asked.n}; this server writes {limits.max_requests} answers at once", param="n")
+    generation = recipe.generation | drawing(given)
+    config = decoding(recipe.model_copy(update={"generation": generation}), codec)
+    config.max_new_tokens = wanted or min(config.max_new_tokens, limits.max_tokens, room)
+    seed = recipe.eval.seed if asked.seed is None else asked.seed
+    stops = [asked.stop] if isinstance(asked.stop, str) else asked.stop
+    return [Text(codec, ids, config, seed + i, stops) for i in range(asked.n)]
+
+
+def completion_ids(opened: Opened, asked: Completion) -> list[int]:
+    """The ids of a row, or of a text that is the whole prompt."""
+    if (asked.row is None) == (asked.prompt is None):
+        raise Refused(400, "write either `prompt` or `row`", param="prompt")
+    row = row_of(opened.template, "") if asked.row is None else asked.row
+    if asked.prompt is not None and row is not None:
+        return opened.codec.prompts([asked.prompt])[0]
+    return prompt_ids(opened.codec, opened.template, row, asked.prompt or "")
+
+
+def chat_ids(opened: Opened, asked: Chat) -> list[int]:
+    """The ids of a row, or of a conversation: its last turn is the template's first field.
+
+    A template for conversations gets all turns. Of others, the turns before the last go in front as a chat model's
+    template writes them, or, for a plain model, as so many prompts and outputs with their end tokens.
+    """
+    codec, template = opened.codec, opened.template
+    if (asked.row is None) == (not asked.messages):
+        raise Refused(400, "write either `messages` or `row`", param="messages")
+    if asked.row is not None:
+        return prompt_ids(codec, template, asked.row, "")
+    roles = {"developer": "system"}
+    turns = [{"role": roles.get(turn.role, turn.role), "content": turn.content} for turn in asked.messages]
+    if turns[-1]["role"] != "user":
+        raise Refused(400, "the last turn is the user's; the model writes what follows", param="messages")
+    if _takes_turns(template):
+        return prompt_ids(codec, template, {next(iter(template.fields)): turns}, "")
+    if codec.chat:
+        return codec.prompts([[*turns[:-1], *_last_turns(template, turns[-1]["content"])]])[0]
+    if any(turn["role"] == "system" for turn in turns):
+        raise Refused(400, "this model was trained on prompts alone; leave out the system turn", param="messages")
+    ids: list[int] = []
+    for turn in turns:
+        if turn["role"] == "assistant":
+            ids += codec.outputs([turn["content"]])[0] + codec.end
+        else:
+            asked_ids = prompt_ids(codec, template, row_of(template, turn["content"]), turn["content"])
+            ids += asked_ids[len(codec.start) :] if ids else asked_ids
+    return ids
+
+
+def _takes_turns(template: Template) -> bool:
+    """Whether the template's first field is a conversation. The example tells."""
+    return isinstance(template.example.get(next(iter(template.fields))), list)
+
+
+def _last_turns(template: Template, content: str) -> list[Message]:
+    row = row_of(template, content)
+    prompt = content if row is None else read_prompt(template, row, "the message")
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
