@@ -134,7 +134,7 @@ def _add_generate(commands: Any) -> None:
 def _add_serve(commands: Any) -> None:
     serve = _with_recipe(commands.add_parser("serve", help="answer requests as OpenAI's API does"))
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on, 127.0.0.1 unless given")
-    serve.add_argument("--port", type=int, default=8000, help="8000 unless given; 0 takes a free one")
+    serve.add_argument("--port", type=_port, default=8000, metavar="N", help="8000 unless given; 0 is any free one")
     serve.add_argument("--api-key", help="what clients must show; SFT_API_KEY in the environment does the same")
     serve.add_argument("--max-tokens", type=_positive, metavar="N", help="bound on the tokens of an answer")
     serve.add_argument("--max-requests", type=_positive, default=64, metavar="N",
@@ -152,6 +152,12 @@ def _positive(text: str) -> int:
 
 def _numbers(text: str) -> tuple[float, ...]:
     return tuple(float(number) for number in text.split(","))
+
+
+def _port(text: str) -> int:
+    if not 0 <= (number := int(text)) < 2**16:
+        raise argparse.ArgumentTypeError("write a number from 0 to 65535")
+    return number
 
 
 def _with_recipe(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:

@@ -158,6 +158,22 @@ def write_recipe() -> Callable[..., Path]:
     return write
 
 
+@pytest.fixture(scope="session")
+def tuned(
+    tmp_path_factory: pytest.TempPathFactory, gpt2_like: Path, tiny_model: Callable[..., Path], write_recipe: Any
+) -> Any:
+    """The recipe of a finished run: LoRA on a tiny llama, which then writes and ends as the rows do."""
+    from sft.recipe import load
+    from sft.train import train
+
+    folder = tmp_path_factory.mktemp("tuned")
+    tiny_model(folder / "model", gpt2_like, "llama")
+    trainer = {"max_steps": 40, "learning_rate": 2e-2}
+    recipe = load(write_recipe(folder, trainer=trainer, generation={"max_new_tokens": 40}))
+    train(recipe)
+    return recipe
+
+
 def popen(command: list[str], **options: Any) -> "subprocess.Popen[str]":
     """A process that heeds Ctrl-C, also where the tests were started in the background, without it."""
 

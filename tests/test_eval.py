@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from eval.ask import ask
+from eval.ask import ask, open_run
 from eval.generate import write
 from eval.report import report, verdict
 from eval.run import evaluate_run
@@ -191,12 +191,12 @@ def test_generate_takes_a_prompt_a_row_or_lines(
 
 def test_generate_writes_several_different_samples(scored: Recipe) -> None:
     recipe = load(scored.folder / "recipe.yaml", ["generation.do_sample=true", "generation.temperature=1.5"])
-    found = [*ask(recipe, ["Mira"], samples=3)]
-    assert [(step, sample) for step, sample, _ in found] == [(1, 1), (1, 2), (1, 3)]
-    assert len({text for _, _, text in found}) > 1
-    assert found == [*ask(recipe, ["Mira"], samples=3)], "the seed of the recipe decides"
+    found = [*ask(open_run(recipe), ["Mira"], samples=3)]
+    assert [(piece.step, piece.sample) for piece in found] == [(1, 1), (1, 2), (1, 3)]
+    assert len({piece.text for piece in found}) > 1
+    assert found == [*ask(open_run(recipe), ["Mira"], samples=3)], "the seed of the recipe decides"
     with pytest.raises(UserError, match="greedy decoding writes the same"):
-        next(ask(scored, ["Mira"], samples=2))
+        next(ask(open_run(scored), ["Mira"], samples=2))
 
 
 def test_generate_rolls_a_chain_forward(
@@ -217,11 +217,11 @@ def test_generate_rolls_a_chain_forward(
                                trainer={"max_length": 1024},
                                generation={"do_sample": True}))  # fmt: skip
     chain = load_template(recipe).example
-    found = [*ask(recipe, [chain], samples=2, steps=2)]
-    assert [(step, sample) for step, sample, _ in found] == [(1, 1), (1, 2), (2, 1), (2, 2)]
+    found = [*ask(open_run(recipe), [chain], samples=2, steps=2)]
+    assert [(piece.step, piece.sample) for piece in found] == [(1, 1), (1, 2), (2, 1), (2, 2)]
     assert "Step D" in prompts[1], "the second step follows from the first readable sample"
     with pytest.raises(UserError, match="has no `next_row`"):
-        next(ask(scored, ["Mira"], steps=2))
+        next(ask(open_run(scored), ["Mira"], steps=2))
 
 
 @pytest.mark.parametrize("name", template_names())

@@ -82,8 +82,6 @@ def _listen(host: str, port: int) -> socket.socket:
         listening = socket.socket(family, kind)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
-    except (OSError, OverflowError) as error:
-        raise UserError(
-            f"{host}:{port}: {getattr(error, 'strerror', None) or error}; name another --port or --host"
-        ) from error
+    except OSError as error:
+        raise UserError(f"{host}:{port}: {error.strerror}; name another --port or --host") from error
     return listening

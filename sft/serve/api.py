@@ -15,7 +15,6 @@ from eval.stream import Text
 
 NOT_WRITTEN = "the answer could not be written, or the server is stopping; ask again"
 
-
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -70,10 +69,18 @@ class Completion(Asked):
     best_of: Literal[1] = 1
 
 
+class TextPart(Strict):
+    type: Literal["text"]
+    text: str
+
+
 class Turn(Strict):
     role: Literal["system", "developer", "user", "assistant"]
-    content: str
+    content: str | list[TextPart]
     name: str = ""
+
+    def text(self) -> str:
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
 class Chat(Asked):
@@ -155,5 +162,6 @@ class Answers:
 
 
 def shaped(status: int, message: str, code: str | None = None, param: str | None = None) -> dict[str, Any]:
+    """An error in OpenAI's shape."""
     kind = "server_error" if status >= 500 else "rate_limit_error" if status == 429 else "invalid_request_error"
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}

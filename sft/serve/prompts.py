@@ -1,5 +1,6 @@
 """Requests to ids: the template is applied here, so that no client writes a prompt by hand."""
 
+import json
 from dataclasses import dataclass
 
 from data_templates import Message, Template
@@ -23,6 +24,9 @@ class Limits:
 def texts_of(opened: Opened, limits: Limits, asked: Completion | Chat) -> list[Text]:
     """The answers to be written. Raises UserError or Refused for what cannot be asked."""
     recipe, codec = opened.recipe, opened.codec
+    said = json.dumps(asked.model_dump(include={"prompt", "messages", "row"}), ensure_ascii=False)
+    if codec.chat and (name := codec.special.search(said)):
+        raise Refused(400, f"the text holds {name[0]}, which the chat template would take for a token of its own")
     ids = chat_ids(opened, asked) if isinstance(asked, Chat) else completion_ids(opened, asked)
     names = (*DRAWN, "repetition_penalty", "no_repeat_ngram_size")
     given = {name: value for name in names if (value := getattr(asked, name)) is not None}
@@ -71,7 +75,7 @@ def chat_ids(opened: Opened, asked: Chat) -> list[int]:
     if asked.row is not None:
         return prompt_ids(codec, template, asked.row, "")
     roles = {"developer": "system"}
-    turns = [{"role": roles.get(turn.role, turn.role), "content": turn.content} for turn in asked.messages]
+    turns = [{"role": roles.get(turn.role, turn.role), "content": turn.text()} for turn in asked.messages]
     if turns[-1]["role"] != "user":
         raise Refused(400, "the last turn is the user's; the model writes what follows", param="messages")
     if _takes_turns(template):

@@ -39,8 +39,8 @@ def application(
         writer.stop()
 
     async def allowed(request: Request) -> None:
-        given = request.headers.get("authorization", "")
-        if key and not hmac.compare_digest(given.encode(), f"Bearer {key}".encode()):
+        given = request.headers.get("authorization", "").encode("latin-1")  # as it was sent
+        if key and not hmac.compare_digest(given, f"Bearer {key}".encode()):
             raise Refused(401, "wrong API key; send `Authorization: Bearer KEY`", "invalid_api_key")
 
     app = FastAPI(lifespan=lifespan, openapi_url=None, exception_handlers={HTTPException: _error, Exception: _error})
@@ -80,16 +80,17 @@ async def _read(request: Request, kind: type[Completion] | type[Chat], name: str
             raise Refused(413, f"the request is larger than {BODY} bytes")
     try:
         given = json.loads(body)
-        if isinstance(given, dict):  # null means that nothing is said
-            given = {field: value for field, value in given.items() if value is not None}
-        asked = kind.model_validate(given)
+        if not isinstance(given, dict):
+            raise ValueError("it is no object")
+        json.dumps(given, ensure_ascii=False).encode()  # fails for half a character, which JSON can hold
+        asked = kind.model_validate({field: value for field, value in given.items() if value is not None})
     except (ValueError, RecursionError) as error:
         if not isinstance(error, ValidationError):
             raise Refused(400, f"the request is broken JSON: {error}") from None
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         message = "is not known here" if first["type"] == "extra_forbidden" else f"is refused: {first['msg']}"
-        raise Refused(400, f"`{place}` {message}" if place else first["msg"], param=place) from None
+        raise Refused(400, f"`{place}` {message}", param=place) from None
     if asked.model is not None:
         _check_name(asked.model, name)
     return asked

@@ -1,0 +1,343 @@
+"""`sft generate`: text comes token by token in whole letters, is that of transformers, and is asked in many ways."""
+
+import builtins
+import os
+import pty
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, set_seed
+
+from data_templates import Template
+from eval.ask import ask, from_terminal, open_run
+from eval.generate import read, write
+from eval.next import explore, readable
+from eval.stream import Text, Together, _settled, processors, stream
+from sft.cli import main
+from sft.codec import Codec
+from sft.model import decoding
+from sft.recipe import Recipe, load
+from sft.template import load_template
+
+PROMPTS = [[5, 6, 7], [9, 3, 17] * 10, [4, 8, 11, 3, 6], [77]]
+SMALL: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 300,
+                         "max_position_embeddings": 128, "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
+MLP, GROUPED = {"intermediate_size": 64}, {"intermediate_size": 64, "num_key_value_heads": 2, "head_dim": 16}
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "gpt2": {}, "openai-gpt": {}, "gpt_bigcode": {}, "falcon": {}, "gpt_neox": MLP, "llama": MLP, "qwen2": GROUPED,
+    "gemma": GROUPED, "mistral": GROUPED | {"sliding_window": 12}, "gptj": {"rotary_dim": 8},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]], "num_layers": 2, "num_heads": 2, "window_size": 12},
+}  # fmt: skip
+"""The architectures of the recipes, those that attend to a window with one that the texts are longer than."""
+
+TEXTS = ["从前有座山，山上有座庙。", "naïve café, “quotes” — 🦊 and 👩‍👩‍👧", "plain text", " 小明 12 \n\n the end"]
+
+
+def numbers() -> Any:
+    """Stands in for a codec where texts are of no interest: a token's text is its number."""
+    tokenizer = SimpleNamespace(convert_ids_to_tokens=str)
+    return SimpleNamespace(
+        end=[2], lead="", tokenizer=tokenizer, text=lambda rows: [" ".join(map(str, r)) for r in rows]
+    )
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_texts_that_join_and_leave_each_other_are_those_written_alone(kind: str) -> None:
+    set_seed(0)
+    sizes = {
+        k: v for k, v in SMALL.items() if kind != "gpt_neo" or k not in ("num_hidden_layers", "num_attention_heads")
+    }
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **(sizes | ARCHITECTURES[kind]))).eval()
+    for weight in model.parameters():
+        weight.data *= 3  # what is attended to shall decide
+    config = GenerationConfig(max_new_tokens=24, no_repeat_ngram_size=1, eos_token_id=2, pad_token_id=0)
+    alone = [
+        model.generate(torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)), generation_config=config)[
+            0, len(ids) :
+        ]
+        for ids in PROMPTS
+    ]
+    first, second, third, last = texts = [Text(numbers(), ids, config, 0) for ids in PROMPTS]
+    together, gone = Together(model), Text(numbers(), [3] * 40, config, 0)
+    for text in (first, gone, second, third):
+        together.join(text)
+        together.step()
+    together.leave(gone)
+    together.step()
+    together.join(last)
+    while together.texts:
+        together.step()
+    assert [text.written for text in texts] == [ids.tolist() for ids in alone]
+    assert len({token for text in texts for token in text.written}) > 20
+    assert not gone.end
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_text_only_grows_and_by_whole_letters(any_tokenizer: Path, text: str) -> None:
+    codec = Codec(AutoTokenizer.from_pretrained(any_tokenizer))
+    ids, shown = codec.outputs([text])[0] + codec.end, ""
+    for size in range(1, len(ids)):
+        now = _settled(codec, ids[:size])
+        assert now.startswith(shown)
+        assert "\ufffd" not in now
+        shown = now
+    whole, ended = read(codec, ids)
+    assert ended
+    assert whole.startswith(shown)
+    assert len(whole) - len(shown) < 30
+
+
+def test_a_byte_that_is_no_letter_is_shown_once_that_is_certain(gpt2_like: Path) -> None:
+    codec = Codec(AutoTokenizer.from_pretrained(gpt2_like))
+    start, letter = codec.outputs(["小"])[0][0], codec.outputs(["a"])[0][0]
+    assert _settled(codec, [letter, start]) == "a"
+    assert _settled(codec, [letter, start, letter]) == "a\ufffda"
+    assert read(codec, [letter, start]) == ("a\ufffd", False)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {}, {"repetition_penalty": 1.7}, {"no_repeat_ngram_size": 2}, {"do_sample": True},
+        {"do_sample": True, "temperature": 0.4}, {"do_sample": True, "top_k": 3}, {"do_sample": True, "top_k": 0},
+        {"do_sample": True, "top_p": 0.3, "top_k": 0}, {"do_sample": True, "min_p": 0.2},
+        {"do_sample": True, "temperature": 2.0, "top_k": 40, "top_p": 0.9, "repetition_penalty": 1.3},
+    ],
+)  # fmt: skip
+def test_scores_are_those_of_generate(tuned: Recipe, settings: dict[str, Any]) -> None:
+    codec = Codec(AutoTokenizer.from_pretrained(tuned.model))
+    model = AutoModelForCausalLM.from_pretrained(tuned.model)
+    model.generation_config = GenerationConfig()
+    config = decoding(tuned.model_copy(update={"generation": {"max_new_tokens": 6} | settings}), codec)
+    ids = codec.prompts(["Mira went to the mill and Mira went"])[0]
+    theirs = model.generate(
+        torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)), generation_config=config,
+        return_dict_in_generate=True, output_scores=True, output_logits=True,
+    )  # fmt: skip
+    change = processors(config)
+    for step, (scores, logits) in enumerate(zip(theirs.scores, theirs.logits, strict=True)):
+        assert torch.equal(change(theirs.sequences[:, : len(ids) + step], logits), scores)
+
+
+def test_stop_texts_end_the_text_and_are_never_shown(tuned: Recipe) -> None:
+    opened = open_run(tuned)
+    ids = opened.codec.prompts(["Mira went to the well and found a map."])[0]
+    config = decoding(tuned, opened.codec)
+    whole = "".join(stream(opened.model, Text(opened.codec, ids, config, 0)))
+    stop = whole[10:14]
+    text = Text(opened.codec, ids, config, 0, ["never there", stop])
+    pieces = list(stream(opened.model, text))
+    assert "".join(pieces) == whole[: whole.index(stop)] == text.text
+    assert text.end == "stop"
+    unseen = Text(opened.codec, ids, config, 0, [whole[-3:] + "?"])
+    assert "".join(stream(opened.model, unseen)) == whole, "what was held back in vain is given at the end"
+
+
+def test_pieces_join_to_what_evaluation_writes(tuned: Recipe) -> None:
+    opened = open_run(tuned)
+    questions = ["Mira went to the well and found a map.", "小明 went home.", "Tom"]
+    prompts = opened.codec.prompts([f"{question}\n" for question in questions])
+    written = write(opened.model, opened.codec, prompts, decoding(tuned, opened.codec), 4096)
+    for question, (text, ended) in zip(questions, written, strict=True):
+        pieces = list(ask(opened, [question]))
+        assert "".join(piece.text for piece in pieces) == text
+        assert pieces[-1].end == ("stop" if ended else "length")
+        assert len(pieces) > 2
+    assert any(ended for _, ended in written)
+
+
+def test_the_seed_decides_what_is_drawn(tuned: Recipe) -> None:
+    def drawn(seed: int) -> list[str]:
+        recipe = load(tuned.folder / "recipe.yaml", ["generation.do_sample=true", "generation.temperature=1.5",
+                                                     f"eval.seed={seed}"])  # fmt: skip
+        pieces = list(ask(open_run(recipe), ["Mira", "Mira"]))
+        end = next(i for i, piece in enumerate(pieces) if piece.end) + 1
+        return ["".join(piece.text for piece in part) for part in (pieces[:end], pieces[end:])]
+
+    assert drawn(1) == drawn(1) != drawn(2)
+    assert drawn(1)[0] != drawn(1)[1], "asked again, it answers anew"
+
+
+def test_options_replace_the_generation_section(tuned: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
+    run = str(tuned.folder)
+
+    def out(*options: str) -> str:
+        assert main(["generate", run, "--prompt", "Mira went home.", *options]) == 0
+        return capsys.readouterr().out
+
+    greedy = out()
+    assert out("--temperature", "1.5", "--seed", "3") == out("--temperature", "1.5", "--seed", "3") != greedy
+    assert out("--top-k", "1") == greedy, "drawing from one token"
+    assert out("generation.do_sample=true", "generation.temperature=5.0", "--greedy") == greedy
+    assert out("generation.do_sample=true", "generation.top_p=0.9", "--temperature", "0") == greedy
+    assert len(out("--max-new-tokens", "3")) < len(greedy)
+    assert out("--repetition-penalty", "2") != greedy
+    assert out("generation.num_beams=2", "generation.stop_strings=[xyz]"), "what cannot be streamed comes whole"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--temperature", "-1"], "`generation.temperature` is -1.0; it takes a number above 0"),
+        (["--top-p", "3"], "`generation.top_p` is 3.0; it takes a number from 0 to 1"),
+        (["--top-k", "-1"], "`generation.top_k` is -1; it takes a whole number from 0 up"),
+        (["generation.top_k=2.5"], "`generation.top_k` is 2.5; it takes a whole number or null"),
+        (["--max-new-tokens", "300"], "300 new tokens leave no room for a prompt within the 256 tokens"),
+        (["--samples", "2"], "greedy decoding writes the same each time; give --temperature 1"),
+        (["--steps", "2"], "has no `next_row`"),
+    ],
+)
+def test_options_that_cannot_be_followed_are_told_in_one_message(
+    tuned: Recipe, capsys: pytest.CaptureFixture[str], options: list[str], said: str
+) -> None:
+    assert main(["generate", str(tuned.folder), "--prompt", "x", *options]) == 2
+    message = capsys.readouterr().err
+    assert said in message
+    assert message.count("\n") == 1
+
+
+def test_an_answer_that_was_cut_off_is_told_apart(tuned: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
+    prompt = ["generate", str(tuned.folder), "--prompt", "Tom went to the mill and found a lantern."]
+    assert main([*prompt, "--max-new-tokens", "5"]) == 0
+    assert "cut off at the limit" in capsys.readouterr().err
+    assert main([*prompt, "--max-new-tokens", "200"]) == 0
+    assert "cut off" not in capsys.readouterr().err
+
+
+def test_a_file_holds_prompts_and_rows(tuned: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, file = str(tuned.folder), tmp_path / "asked.txt"
+    assert main(["generate", run, "--prompt", "小明 went home."]) == 0
+    one = capsys.readouterr().out
+    file.write_text('小明 went home.\n{"prompt": "小明 went home."}\n', encoding="utf-8-sig")
+    assert main(["generate", run, "--file", str(file)]) == 0
+    assert capsys.readouterr().out == one * 2
+    file.write_bytes("小明".encode("gb18030"))
+    assert main(["generate", run, "--file", str(file)]) == 2
+    assert main(["generate", run, "--file", str(tmp_path / "gone.txt")]) == 2
+    errors = capsys.readouterr().err
+    assert "not UTF-8; save it as UTF-8\n" in errors
+    assert "gone.txt: No such file" in errors
+
+
+def test_a_folder_outside_its_run_answers_as_the_run(tuned: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
+    from sft.merge import Options, merge
+
+    folder = merge(tuned, Options())
+    capsys.readouterr()
+    for place in (folder, tuned.folder):
+        assert main(["generate", str(place), "--prompt", "Tom went home."]) == 0
+    merged, _, run = capsys.readouterr().out.partition("\n")
+    assert f"{merged}\n" == run
+    assert main(["generate", str(folder), "--prompt", "Tom went home.", "--base"]) == 2
+    assert "holds no base model" in capsys.readouterr().err
+
+
+@pytest.fixture
+def types(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """`types(line, ...)` stands in for the person, who then presses Ctrl-D; gives the signs that are shown."""
+
+    def begin(*lines: str) -> list[str]:
+        left, signs = list(lines), list[str]()
+
+        def read_line(sign: str = "") -> str:
+            signs.append(sign)
+            if not left:
+                raise EOFError
+            return left.pop(0)
+
+        monkeypatch.setattr(builtins, "input", read_line)
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+        return signs
+
+    return begin
+
+
+def test_a_terminal_is_asked_for_each_field_that_the_prompt_reads(
+    types: Callable[..., list[str]], tuned: Recipe
+) -> None:
+    signs = types("Name it.", "It carries its house.", "Why?", "", "half a row")
+    alpaca = load_template(tuned.model_copy(update={"template": "alpaca"}))
+    rows = list(from_terminal(alpaca))
+    assert rows == [{"instruction": "Name it.", "input": "It carries its house."}, {"instruction": "Why?"}]
+    assert signs[:2] == ["instruction> ", "input> "]
+    types("Once.", "", "Twice.")
+    assert list(from_terminal(load_template(tuned))) == ["Once.", "", "Twice."]
+    types('["a", 1]', "[b", "text", "more")
+    listed = Template(fields={"words": "", "style": ""}, prompt=lambda row: f"{row['words']}{row['style']}",
+                      completion=str, example={"words": ["a"], "style": "b"})  # fmt: skip
+    assert list(from_terminal(listed)) == [{"words": ["a", 1], "style": "[b"}, {"words": "text", "style": "more"}]
+
+
+def test_next_shows_the_probabilities_of_the_model(tuned: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", str(tuned.folder), "--prompt", "Mira went home.", "--next", "3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    opened = open_run(tuned)
+    with torch.no_grad():
+        logits = opened.model(torch.tensor(opened.codec.prompts(["Mira went home.\n"]))).logits[0, -1]
+    share, token = logits.softmax(-1).max(-1)
+    assert lines[0].split()[:1] == ["1"]
+    assert readable(opened.codec, int(token)) in lines[0]
+    assert f" {int(token)}  {share:>6.1%}" in lines[0]
+    assert main(["generate", str(tuned.folder), "--prompt", "M", "--next", "2", "--top-k", "1"]) == 0
+    assert capsys.readouterr().out.splitlines()[0].endswith("  100.0%  ████████████████████████")
+
+
+def test_next_goes_on_by_hand(
+    tuned: Recipe, types: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened = open_run(tuned)
+    end = readable(opened.codec, opened.codec.end[-1])
+    types("小明", "", " and")
+    explore(opened, ["Mira went home."], 600, by_hand=True)
+    out = capsys.readouterr().out
+    assert len(re.findall("^  1  ", out, re.M)) == 4, "a table at first, and after each line"
+    shown = [line for line in out.splitlines() if line.startswith("小明")]
+    assert len(shown) == 3
+    assert shown[0] == "小明"
+    assert shown[1].startswith(shown[0])
+    assert shown[2] == f"{shown[1]} and"
+    place = next(line.split()[0] for line in out.splitlines() if end in line)
+    types(place, "never read")
+    explore(opened, ["Mira went home."], 600, by_hand=True)
+    assert len(re.findall("^  1  ", capsys.readouterr().out, re.M)) == 1, "after the end token there is no next one"
+
+
+def test_tokens_are_shown_readably(tuned: Recipe, sentencepiece_like: Path) -> None:
+    codec = open_run(tuned).codec
+    assert readable(codec, codec.outputs(["\n"])[0][0]) == '"\\n"'
+    assert readable(codec, codec.end[-1]) == "<|endoftext|> (end)"
+    assert "\ufffd" not in readable(codec, codec.outputs(["座"])[0][0])
+    pieces = Codec(AutoTokenizer.from_pretrained(sentencepiece_like))
+    assert readable(pieces, pieces.tokenizer.convert_tokens_to_ids("<0xE5>")) == "<0xE5>"
+
+
+def test_a_terminal_shows_a_sign_and_ctrl_d_ends(tuned: Recipe) -> None:
+    child, terminal = pty.fork()
+    if not child:
+        os.execv(sys.executable, [sys.executable, "-m", "sft", "generate", str(tuned.folder), "--max-new-tokens", "9"])
+    shown = b""
+    for line in ("Mira went home.\n", "小明 went home.\n", "\x04"):
+        shown += _until(terminal, b"> ")
+        os.write(terminal, line.encode())
+    shown += _until(terminal, None)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert shown.count(b"cut off") == 2
+    assert b"Traceback" not in shown
+
+
+def _until(terminal: int, sign: bytes | None) -> bytes:
+    """What a terminal shows, up to a sign or to its end."""
+    shown = b""
+    while sign is None or not shown.endswith(sign):
+        try:
+            shown += os.read(terminal, 1)
+        except OSError:
+            break
+    return shown
