@@ -71,7 +71,10 @@ class Text:
     def scores(self, logits: torch.Tensor) -> torch.Tensor:
         """The logits of the next token as the settings change them, [vocabulary]."""
         ids: Any = torch.tensor([self.prompt + self.written], device=logits.device)
-        return self._change(ids, logits.float()[None])[0]
+        scores: Any = logits.float()[None]
+        for change in self._change:
+            scores = change(ids, scores)
+        return scores[0]
 
     def news(self) -> str:
         """What was added to the text since this was last asked."""

@@ -262,7 +262,7 @@ def test_module_and_console_script_are_the_same() -> None:
         for command in ([str(script)], [sys.executable, "-m", "sft"])
     ]
     assert helps[0] == helps[1]
-    for command in ("train", "eval", "report", "generate", "schema", "templates"):
+    for command in ("train", "eval", "report", "generate", "serve", "schema", "templates"):
         assert f" {command} " in helps[0]
 
 
