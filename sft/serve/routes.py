@@ -37,6 +37,7 @@ def application(
         ready()
         yield
         writer.stop()
+        await asyncio.to_thread(writer.join)
 
     async def allowed(request: Request) -> None:
         given = request.headers.get("authorization", "").encode("latin-1")  # as it was sent
