@@ -62,7 +62,7 @@ def cases() -> dict[tuple[str, str], dict[str, Any]]:
 
 
 def trained(folder: Path, config: dict[str, Any], quantization: str, steps: int = 40, rows: int = 200) -> Recipe:
-    """A small model trained on tales, and an adapter on riddle tales after it, under `folder`."""
+    """A small model trained on tales, once for a `folder`, and an adapter on riddle tales after it."""
     shared: dict[str, Any] = {"max_length": 256, "max_steps": steps, "per_device_train_batch_size": 8, "bf16": False}
     shared |= {"use_cpu": True, "logging_steps": steps}
     base = {
@@ -73,7 +73,7 @@ def trained(folder: Path, config: dict[str, Any], quantization: str, steps: int 
     adapter = {
         "model": str(folder / "base.yaml"), "template": "story", "template_options": {"separator": " "},
         "data": {"train": TALES, "test": TALES, "options": {"kind": "riddle"}, "limit": rows},
-        "lora": {"r": 8}, "quantization": quantization, "output": str(folder / "run"),
+        "lora": {"r": 8}, "quantization": quantization, "output": str(folder / quantization),
         "trainer": shared | {"learning_rate": 5e-3}, "check": {"max_dropped": 0.5}, "eval": {"rows": 4},
     }  # fmt: skip
     for name, recipe in (("base", base), ("adapter", adapter)):

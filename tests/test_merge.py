@@ -27,13 +27,19 @@ CASES = bench.cases()
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of one small Llama: `adapter.yaml`, trained in 4 bits into `run`; and LoRA into `lora`, on the same base."""
+    """Of one small Llama: `adapter.yaml`, trained in 4 bits into `4bit`; and LoRA into `lora`, on the same base."""
     folder = tmp_path_factory.mktemp("merge")
     bench.trained(folder, CASES["llama", "4bit"], "4bit", steps=30)
     from sft.train import train
 
     train(load(folder / "adapter.yaml", ["quantization=none", f"output={folder / 'lora'}"]))
     return folder
+
+
+@pytest.fixture(scope="module")
+def architectures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for each architecture, so that its quantisations share a base."""
+    return tmp_path_factory.mktemp("architectures")
 
 
 @pytest.fixture
@@ -65,9 +71,10 @@ def parity_of(folder: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("kind", "quantization"), CASES)
 def test_every_architecture_is_the_trained_model_after_merging_saving_and_loading(
-    tmp_path: Path, kind: str, quantization: str
+    architectures: Path, kind: str, quantization: str
 ) -> None:
-    recipe = bench.trained(tmp_path, CASES[kind, quantization], quantization, steps=6, rows=60)
+    (architectures / kind).mkdir(exist_ok=True)
+    recipe = bench.trained(architectures / kind, CASES[kind, quantization], quantization, steps=6, rows=60)
     folder = merge(recipe, Options(dtype="float32"))
     parity = parity_of(folder)
     assert parity["problems"] == []
@@ -306,7 +313,7 @@ def test_each_method_gives_a_folder_that_is_its_adapter(runs: Path, second: Path
 
 
 def test_adapters_of_a_quantised_base_are_summed_onto_its_dequantised_weights(runs: Path, tmp_path: Path) -> None:
-    recipe = load(runs / "run")
+    recipe = load(runs / "4bit")
     parity = parity_of(merge_several([recipe, recipe], Mix((0.5, 0.5)), tmp_path / "sum"))
     assert parity["problems"] == []
     assert parity["mixed"][0]["alone"] == pytest.approx(parity["mixed"][0]["sum"], abs=0.01), "half and half is whole"
@@ -320,7 +327,7 @@ def test_adapters_that_cannot_be_summed_are_refused(
     both = [str(runs / "lora"), str(second), *output]
     assert "1 weights for 2 runs" in refused([*both, "--weights", "1"], capsys)
     assert "needs --density" in refused([*both, "--method", "ties"], capsys)
-    assert "another `quantization`" in refused([str(runs / "lora"), str(runs / "run"), *output], capsys)
+    assert "another `quantization`" in refused([str(runs / "lora"), str(runs / "4bit"), *output], capsys)
     assert "there is no adapter" in refused([str(runs / "base"), str(second), *output], capsys)
     other = copied("lora")
     run = read_json(other.folder / "run.json")
@@ -345,7 +352,7 @@ def test_a_real_pretrained_model_goes_the_whole_way(tmp_path: Path, real_data: P
     overrides += [f"data.test={tales / 'test.jsonl'}", f"quantization={quantization}", "check.max_dropped=0.3"]
     overrides += [
         "data.limit=200",
-        "trainer.max_steps=30",
+        "trainer.max_steps=12",
         "trainer.learning_rate=5e-3",
         "trainer.per_device_train_batch_size=8",
     ]
