@@ -65,8 +65,9 @@ if [ "$PROCESSES" -gt 1 ]; then
 fi
 
 bases=$(sft bases "$recipe" "$@")
-while IFS= read -r each; do
-  settings=("$@"); [ "$each" = "$recipe" ] || settings=()
+while IFS=$'\t' read -r each given; do
+  IFS=$'\t' read -r -a settings <<< "$given"
+  if [ "$each" = "$recipe" ] && [ -z "$given" ]; then settings=("$@"); fi
   # (the form with + is for bash 3.2, which takes an empty array for an unset one)
   if [ "$PROCESSES" -gt 1 ]; then stage sft check "$each" ${settings[@]+"${settings[@]}"}; fi
   stage "${train[@]}" "$each" ${settings[@]+"${settings[@]}"}

@@ -48,6 +48,11 @@ def no_keys(row: Row) -> Iterable[str]:
     return ()
 
 
+def no_problems(row: Row) -> Iterable[tuple[str, str]]:
+    """The usual case: what is wrong with a row is found when it is read."""
+    return ()
+
+
 @dataclass(frozen=True)
 class Template:
     """How a row is read: the same object serves training, checking, generation, scoring and export."""
@@ -78,3 +83,13 @@ class Template:
 
     next_row: Callable[[Row, str], Row] | None = None
     """Row, and what the model wrote -> the row that asks for what comes after it; for `sft generate --steps`."""
+
+    problems: Callable[[Row], Iterable[tuple[str, str]]] = no_problems
+    """Row -> what makes it unusable, as its kind and what was found there. All rows are tried, and told by kind at
+    once, before any is used. What this does not find may still be an error of its row."""
+
+    label: Callable[[Row], Any] | None = None
+    """Row -> its class, a whole number or a text, for `task: classification`; None where it has none."""
+
+    picture: Callable[[str], Sequence[Sequence[float]] | None] | None = None
+    """Text -> lines of grey values from 0 (paper) to 1 (ink), which the report draws; None where it is no picture."""

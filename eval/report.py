@@ -1,18 +1,20 @@
 """The report: one self-contained report.html of a run, and the same table in the terminal."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from data_templates import Template
 from eval.score import read_predictions
 from sft import UserError
 from sft.files import read_json, write_text
 from sft.parity import as_lines
 from sft.recipe import Recipe, dump
 from sft.show import say, table
+from sft.template import load_template
 
 SAMPLES = 8
 FEW = 10
@@ -27,6 +29,8 @@ PLAIN = {
     "bleu": "BLEU",
     "chrf": "chrF",
     "distinct2": "distinct-2",
+    "bits_per_byte": "bits per byte",
+    "f1": "F1, mean of the classes",
 }
 
 
@@ -37,6 +41,8 @@ def report(recipe: Recipe) -> Path:
     if not (folder / "scores.json").is_file():
         raise UserError(f"{recipe.folder}: not scored yet; run `sft eval` first")
     scores = read_json(folder / "scores.json")
+    names = {"base": "base", "tuned": "tuned"} | scores.get("names", {})
+    samples, pictures = _samples(folder), _pictures(folder, load_template(recipe))
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -50,9 +56,11 @@ def report(recipe: Recipe) -> Path:
         train=trained,
         scores=scores,
         verdict=verdict(scores),
-        rows=[_row(name, metric, scores["rows"] < FEW) for name, metric in scores["metrics"].items()],
-        curves=_curves(trained["log"]),
-        samples=_samples(folder),
+        rows=_rows(scores),
+        columns=names | {name: name for name in scores["others"]},
+        charts=_charts(trained["log"]),
+        samples=[] if pictures else samples,
+        pictures=pictures,
         facts=_facts(recipe, trained, scores),
         parity=_parity(recipe),
         recipe_text=dump(recipe),
@@ -60,7 +68,7 @@ def report(recipe: Recipe) -> Path:
     )
     path = recipe.folder / "report.html"
     write_text(path, page)
-    print(_terminal(scores))
+    print(_terminal(scores, names))
     print(verdict(scores))
     say(f"report: {path}")
     return path
@@ -70,8 +78,12 @@ def verdict(scores: dict[str, Any]) -> str:
     """One sentence on whether tuning helped, which says so only where the interval of the difference is clear of 0."""
     loss = scores["metrics"]["loss"]
     if "base" not in loss:
+        perplexity = scores["metrics"]["perplexity"]
+        beside = [f"a {name} model has {_number(perplexity[name]['value'])}" for name in scores["others"]
+                  if name in perplexity]  # fmt: skip
         return (
-            f"Trained from scratch: loss {loss['tuned']['value']:.3f} on the outputs of {scores['rows']} held-out rows."
+            f"Trained from scratch: loss {loss['tuned']['value']:.3f} on the outputs of {scores['rows']} held-out rows"
+            + (f"; perplexity {_number(perplexity['tuned']['value'])}, {', '.join(beside)}." if beside else ".")
         )
     if scores["rows"] < FEW:
         return f"{scores['rows']} held-out rows are too few to tell base and tuned model apart; hold out {FEW} or more."
@@ -97,9 +109,16 @@ def _number(value: float, sign: str = "") -> str:
     return f"{value:{sign}.2e}" if abs(value) >= 1e6 else f"{value:{sign}.{digits}f}".replace("-", "−")
 
 
-def _row(name: str, metric: dict[str, Any], few: bool) -> dict[str, Any]:
-    """One line of the table: texts, and whether the difference is clear of 0 in the right direction."""
+def _rows(scores: dict[str, Any]) -> list[dict[str, Any]]:
+    """The lines of the table."""
+    few = scores["rows"] < FEW
+    return [_row(name, metric, scores["others"], few) for name, metric in scores["metrics"].items()]
+
+
+def _row(name: str, metric: dict[str, Any], others: Sequence[str], few: bool) -> dict[str, Any]:
+    """One line of the table: values, and whether the difference is clear of 0 in the right direction."""
     row = {side: metric.get(side) for side in ("base", "tuned", "difference")}
+    row["others"] = [metric.get(side) for side in others]
     row |= {"name": PLAIN.get(name, name.replace("_", " ")), "verdict": ""}
     row["better"] = "lower" if metric["lower_is_better"] else "higher"
     if row["difference"]:
@@ -109,16 +128,16 @@ def _row(name: str, metric: dict[str, Any], few: bool) -> dict[str, Any]:
     return row
 
 
-def _terminal(scores: dict[str, Any]) -> str:
-    rows = [_row(name, metric, scores["rows"] < FEW) for name, metric in scores["metrics"].items()]
-    header = ["", "base", "tuned", "difference", "95 % interval", ""]
+def _terminal(scores: dict[str, Any], names: Mapping[str, str]) -> str:
+    header = ["", names["base"], names["tuned"], *scores["others"], "difference", "95 % interval", ""]
     marks = {"good": "better", "bad": "worse", "": "not clear"}
     lines = []
-    for row in rows:
+    for row in _rows(scores):
+        others = ["" if other is None else _number(other["value"]) for other in row["others"]]
         if row["base"] is None:
             tuned = row["tuned"]
             between = f"{_number(tuned['low'])} to {_number(tuned['high'])}"
-            lines.append([row["name"], "", _number(tuned["value"]), "", between, ""])
+            lines.append([row["name"], "", _number(tuned["value"]), *others, "", between, ""])
             continue
         d = row["difference"]
         lines.append(
@@ -126,6 +145,7 @@ def _terminal(scores: dict[str, Any]) -> str:
                 row["name"],
                 _number(row["base"]["value"]),
                 _number(row["tuned"]["value"]),
+                *others,
                 _number(d["value"]),
                 f"{_number(d['low'])} to {_number(d['high'])}",
                 marks[row["verdict"]],
@@ -219,15 +239,44 @@ def _duration(seconds: float) -> str:
     )
 
 
-def _curves(log: Sequence[dict[str, float]]) -> dict[str, Any] | None:
-    """Points of an SVG of 640 x 220: training loss and held-out loss over steps, with a few round ticks."""
-    lines = {
-        "training": [(e["step"], e["loss"]) for e in log if "loss" in e],
-        "held out": [(e["step"], e["eval_loss"]) for e in log if "eval_loss" in e],
-    }
-    points = [point for line in lines.values() for point in line]
-    if len(lines["training"]) < 2:
+def _pictures(folder: Path, template: Template) -> list[dict[str, Any]]:
+    """What was written and what was held out, as pictures, where the template's texts are such."""
+    if template.picture is None:
+        return []
+    drawn = []
+    for line in read_predictions(folder / "tuned"):
+        written, held_out = template.picture(line["prediction"]), template.picture(line["reference"])
+        drawn.append({"written": _svg(written), "held_out": _svg(held_out)})
+    return [pair for pair in drawn if pair["held_out"]]
+
+
+def _svg(picture: Sequence[Sequence[float]] | None) -> dict[str, Any] | None:
+    """Width, height and inked cells of a picture: column, line and how dark it is."""
+    if not picture:
         return None
+    cells = [(x, y, value) for y, line in enumerate(picture) for x, value in enumerate(line) if value > 0]
+    return {"width": max(map(len, picture)), "height": len(picture), "cells": cells}
+
+
+CHARTS = {"loss": "loss", "perplexity": "perplexity", "token_accuracy": "token accuracy", "accuracy": "accuracy"}
+"""What training logs of the held-out rows -> its name in the report."""
+
+
+def _charts(log: Sequence[dict[str, float]]) -> list[dict[str, Any]]:
+    """The loss over steps, and over epochs whatever else was measured at least twice on held-out rows."""
+    charts = []
+    for name, words in CHARTS.items():
+        time, training = ("step", "loss") if name == "loss" else ("epoch", f"seen_{name}")
+        lines = {"training": [(e[time], e[training]) for e in log if training in e]}
+        lines["held out"] = [(e[time], e[f"eval_{name}"]) for e in log if f"eval_{name}" in e]
+        if len(lines["training" if name == "loss" else "held out"]) > 1:
+            charts.append(_chart(f"{words}, by {time}", lines))
+    return charts
+
+
+def _chart(name: str, lines: Mapping[str, Sequence[tuple[float, float]]]) -> dict[str, Any]:
+    """Points of an SVG of 640 x 220, with a few round ticks."""
+    points = [point for line in lines.values() for point in line]
     last = max(x for x, _ in points)
     low, high = min(y for _, y in points), max(y for _, y in points)
     margin = (high - low or 1.0) * 0.06
@@ -237,7 +286,8 @@ def _curves(log: Sequence[dict[str, float]]) -> dict[str, Any] | None:
         return round(48 + 580 * x / last, 1), round(10 + 180 * (high - y) / (high - low), 1)
 
     return {
-        "lines": {name: [place(x, y) for x, y in line] for name, line in lines.items() if line},
+        "name": name,
+        "lines": {side: [place(x, y) for x, y in line] for side, line in lines.items() if line},
         "y": [(place(0, y)[1], f"{y:.2f}") for y in (low + (high - low) * i / 4 for i in range(5))],
         "x": [(place(x, low)[0], f"{x:,}") for x in sorted({round(last * i / 4) for i in range(5)})],
     }  # fmt: skip

@@ -10,10 +10,11 @@ import torch
 from datasets import Dataset
 
 from eval.generate import as_base, write
+from eval.ngrams import NAMES, ngram_losses
 from eval.score import score
 from sft import UserError
 from sft.codec import Codec
-from sft.data import codec_of, prepare
+from sft.data import Tokens, codec_of, prepare
 from sft.files import damage, read_json, sizes, whole_folder, write_json, write_text
 from sft.loss import output_losses
 from sft.model import decoding, load_base, load_trained
@@ -37,6 +38,8 @@ def evaluate_run(recipe: Recipe) -> Path:
         "eval": recipe.eval.model_dump(),
         "trained": (recipe.folder / "train.json").stat().st_mtime,
     }
+    if recipe.scratch is not None:
+        made_of["scratch"] = _trained_scratch(recipe.scratch)
     folder = recipe.folder / "eval"
     if (folder / "made_of.json").is_file():
         before = read_json(folder / "made_of.json")
@@ -45,7 +48,8 @@ def evaluate_run(recipe: Recipe) -> Path:
             return folder
 
     config = decoding(recipe, codec)
-    rows = chosen(tokens.test, recipe.eval.rows if template.metrics else min(recipe.eval.rows, 4), recipe.eval.seed)
+    shown = bool(template.metrics or template.picture)
+    rows = chosen(tokens.test, recipe.eval.rows if shown else min(recipe.eval.rows, 4), recipe.eval.seed)
     with whole_folder(folder) as part:
         if recipe.lora is None and not isinstance(recipe.model, dict):
             predict(load_base(recipe, tokenizer), codec, tokens.test, rows, config, recipe, part / "base")
@@ -54,7 +58,12 @@ def evaluate_run(recipe: Recipe) -> Path:
             with as_base(model):
                 predict(model, codec, tokens.test, rows, config, recipe, part / "base")
         predict(model, codec, tokens.test, rows, config, recipe, part / "tuned")
-        write_json(part / "scores.json", score(part, template, recipe.eval.seed))
+        if recipe.scratch is not None:
+            _predict_scratch(recipe, recipe.scratch, tokens.test, rows, part)
+        for order in recipe.eval.ngrams:
+            counted = ngram_losses(tokens.train, list(tokens.test), order, len(tokenizer))
+            write_json(part / NAMES.get(order, f"{order}-gram") / "losses.json", counted)
+        write_json(part / "scores.json", score(part, template, recipe.eval.seed, _others(recipe)))
         write_json(part / "made_of.json", {"made_of": made_of, "files": sizes(part)})
     return folder
 
@@ -63,6 +72,44 @@ def chosen(test: Dataset, count: int, seed: int) -> Dataset:
     """The held-out rows to generate from: all, or so many drawn by the seed, in the order of the file."""
     drawn = np.random.default_rng(seed).permutation(len(test))[:count]
     return test.select(sorted(drawn.tolist()))
+
+
+def _others(recipe: Recipe) -> list[str]:
+    """The columns beside base and tuned."""
+    scratch = ["scratch"] if recipe.scratch is not None else []
+    return scratch + [NAMES.get(order, f"{order}-gram") for order in recipe.eval.ngrams]
+
+
+def _trained_scratch(scratch: Recipe) -> float:
+    """When the third model was trained."""
+    if not finished(scratch):
+        raise UserError(f"{scratch.folder}: `eval.scratch` is not trained yet; ./launch.sh trains it first")
+    return (scratch.folder / "train.json").stat().st_mtime
+
+
+def _predict_scratch(recipe: Recipe, scratch: Recipe, test: Dataset, rows: Dataset, folder: Path) -> None:
+    """The same for the model that was trained from nothing on the same data, with a tokenizer of its own."""
+    tokenizer = load_tokenizer(scratch)
+    tokens, codec = prepare(scratch, tokenizer), codec_of(scratch, tokenizer)
+    check_owner(scratch, tokens.key)
+    model, config = load_trained(scratch, tokenizer), decoding(recipe, codec)
+    predict(model, codec, _matched(test, tokens), _matched(rows, tokens), config, recipe, folder / "scratch")
+    write_json(folder / "bytes.json", [len(text.encode()) for text in test["reference"]])
+
+
+def _matched(rows: Dataset, tokens: Tokens) -> Dataset:
+    """The same held-out rows, in the same order, as another recipe tokenised them."""
+
+    def names(some: Dataset) -> list[tuple[Any, ...]]:
+        return list(zip(*(some[column] for column in ("where", "prompt", "reference")), strict=True))
+
+    theirs = {name: i for i, name in enumerate(names(tokens.test))}
+    if missing := [name[0] for name in names(rows) if name not in theirs]:
+        raise UserError(
+            f"{len(missing)} held-out rows are too long for the model of `eval.scratch`, the first is {missing[0]}; "
+            "raise its `trainer.max_length`, or remove `eval.scratch`"
+        )
+    return tokens.test.select([theirs[name] for name in names(rows)])
 
 
 def predict(model: Any, codec: Codec, test: Dataset, rows: Dataset, config: Any, recipe: Recipe, folder: Path) -> None:

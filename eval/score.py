@@ -3,7 +3,7 @@
 import contextlib
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,10 @@ from data_templates import Template
 from sft import UserError
 
 METRICS = Path(__file__).parent / "metrics"
-LOWER_IS_BETTER = {"loss", "perplexity", "repetition"}
+LOWER_IS_BETTER = {"loss", "perplexity", "repetition", "bits_per_byte"}
+OVER_ALL = {"loss", "perplexity", "token_accuracy", "bits_per_byte"}
+"""Metrics over all held-out rows; the others are over those that were generated from."""
+PREDICTIONS = "predictions.jsonl"
 RESAMPLES = 2000
 
 Floats = NDArray[np.float64]
@@ -22,41 +25,47 @@ Mean = Callable[[NDArray[np.intp]], Floats]
 """Row numbers [resamples, rows] -> the mean of each resample."""
 
 
-def score(folder: Path, template: Template, seed: int) -> dict[str, Any]:
-    """Score the predictions under `folder/base` (if there is one) and `folder/tuned`.
+def score(folder: Path, template: Template, seed: int, others: Sequence[str] = ()) -> dict[str, Any]:
+    """Score the predictions under `folder/base` (if there is one), `folder/tuned`, and the folders of other models.
 
-    Returns `metrics`: for each name its mean and 95 % interval for base, tuned and their difference, tuned minus base;
-    rows are resampled together for both, with replacement (Efron, 1979). `rows` and `generated` are the sample sizes.
+    Returns `metrics`: for each name its mean and 95 % interval for base, tuned and their difference, tuned minus base,
+    and for the others; rows are resampled together for all, with replacement (Efron, 1979). `rows` and `generated` are
+    the sample sizes. Means over tokens are left out for a model whose tokens are others; where there is `bytes.json`,
+    the length of each output, bits per byte compare them.
     """
-    sides = [side for side in ("base", "tuned") if (folder / side).is_dir()]
+    sides = [side for side in ("base", "tuned", *others) if (folder / side).is_dir()]
     losses = {
         side: np.array(json.loads((folder / side / "losses.json").read_text()), dtype=np.float64) for side in sides
     }
-    predictions = {side: read_predictions(folder / side) for side in sides}
+    predictions = {side: read_predictions(folder / side) for side in sides if (folder / side / PREDICTIONS).is_file()}
     rows, generated = len(losses["tuned"]), len(predictions["tuned"])
 
+    alike = {side: v for side, v in losses.items() if np.array_equal(v[:, 2], losses["tuned"][:, 2])}
     means: dict[str, dict[str, Mean]] = {
-        "loss": {side: _ratio(v[:, 0], v[:, 2]) for side, v in losses.items()},
-        "perplexity": {side: _ratio(v[:, 0], v[:, 2], _exp) for side, v in losses.items()},
-        "token_accuracy": {side: _ratio(v[:, 1], v[:, 2]) for side, v in losses.items()},
+        "loss": {side: _ratio(v[:, 0], v[:, 2]) for side, v in alike.items()},
+        "perplexity": {side: _ratio(v[:, 0], v[:, 2], _exp) for side, v in alike.items()},
+        "token_accuracy": {side: _ratio(v[:, 1], v[:, 2]) for side, v in alike.items()},
     }
+    if (folder / "bytes.json").is_file():
+        lengths = np.array(json.loads((folder / "bytes.json").read_text()), dtype=np.float64) * np.log(2)
+        means["bits_per_byte"] = {side: _ratio(v[:, 0], lengths) for side, v in losses.items() if side in predictions}
     if generated and template.metrics:
-        means["ended"] = {side: _mean([float(p["ended"]) for p in predictions[side]]) for side in sides}
-        per_row = {side: row_scores(template, predictions[side]) for side in sides}
+        means["ended"] = {side: _mean([float(p["ended"]) for p in written]) for side, written in predictions.items()}
+        per_row = {side: row_scores(template, written) for side, written in predictions.items()}
         for name in per_row["tuned"]:
-            means[name] = {side: _mean(per_row[side][name]) for side in sides}
+            means[name] = {side: _mean(values[name]) for side, values in per_row.items()}
     resampler = np.random.default_rng(seed)
     drawn = {size: resampler.integers(0, size, (RESAMPLES, size)) for size in {rows, generated} if size}
     metrics = {}
     for name, by_side in means.items():
-        size = rows if name in ("loss", "perplexity", "token_accuracy") else generated
+        size = rows if name in OVER_ALL else generated
         metrics[name] = _with_intervals(by_side, drawn[size]) | {"lower_is_better": name in LOWER_IS_BETTER}
-    return {"metrics": metrics, "rows": rows, "generated": generated}
+    return {"metrics": metrics, "rows": rows, "generated": generated, "others": [s for s in others if s in sides]}
 
 
 def read_predictions(folder: Path) -> list[dict[str, Any]]:
     """The predictions of one side, in the order of the held-out rows."""
-    file = folder / "predictions.jsonl"
+    file = folder / PREDICTIONS
     try:
         return [json.loads(line) for line in file.read_text("utf-8").split("\n") if line]
     except (OSError, ValueError) as error:

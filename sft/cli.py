@@ -101,7 +101,9 @@ def _parser() -> argparse.ArgumentParser:
     merge.add_argument("--density", type=float, metavar="SHARE", help="what ties and dare_ties keep")
     merge.set_defaults(run=_merge, overrides=[])
     _add_serve(commands)
-    bases = _with_recipe(commands.add_parser("bases", help="list the recipes to run for this one, its bases first"))
+    bases = _with_recipe(
+        commands.add_parser("bases", help="list the recipes to train for this one, it last, with their settings")
+    )
     bases.set_defaults(run=_bases)
     schema = commands.add_parser("schema", help="print the JSON Schema of recipes")
     schema.set_defaults(run=_schema)
@@ -312,11 +314,13 @@ def _row(text: str) -> dict[str, Any]:
 
 
 def _bases(options: argparse.Namespace) -> None:
-    names, recipe = [options.recipe], _load(options)
+    recipe = _load(options)
+    lines = [[str(recipe.eval.scratch), *recipe.on_same_data()]] if recipe.eval.scratch else []
+    lines.append([options.recipe])
     while (base := recipe.base) is not None:
-        names.insert(0, str(recipe.model))
+        lines.insert(0, [str(recipe.model)])
         recipe = base
-    print("\n".join(names))
+    print("\n".join("\t".join(words) for words in lines))
 
 
 def _schema(options: argparse.Namespace) -> None:

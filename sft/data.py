@@ -27,6 +27,7 @@ from sft.recipe import Recipe
 from sft.rows import fingerprint
 from sft.split import REPEATED, Split, hashed, record_keys, records
 from sft.template import has_prompt, load_template, read_sample, samples, template_file
+from sft.unusable import refuse_unusable
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -68,6 +69,7 @@ def prepare(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast") -> Tokens:
     key = _key(recipe, tokenizer)
     folder = recipe.folder.parent / ".tokens" / f"{key}-{_code()}"
     if not folder.is_dir():
+        refuse_unusable(recipe, load_template(recipe))
         with whole_folder(folder) as part:
             _write(recipe, codec_of(recipe, tokenizer), part)
     counts = {side: Counts(**c) for side, c in json.loads((folder / "counts.json").read_text("utf-8")).items()}

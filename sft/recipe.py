@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
@@ -83,6 +83,37 @@ class NewTokenizer(Section):
     """Number of tokens, the 256 bytes and the end token among them."""
 
 
+class VocabularyFile(Section):
+    """A vocabulary of your own, for rows that are sequences of its tokens. What is not named is known by its usual
+    name: `<pad>`, `<s>`, `[CLS]`, `</s>`, `<|endoftext|>`, `<unk>`."""
+
+    vocab: Text
+    """A JSON file, `{token: id, ...}`, with ids from 0 without gaps."""
+
+    pad: Text | None = None
+    """The token that fills up rows; without one, the end token."""
+
+    start: Text | None = None
+    """The token before every sequence; without one, the end token."""
+
+    end: Text | None = None
+    """The token behind every sequence."""
+
+    unknown: Text | None = None
+    """The token for what is not in the vocabulary; without one, the pad token. No row may hold such a thing."""
+
+
+def _kind_of_tokenizer(value: Any) -> str:
+    own = isinstance(value, VocabularyFile) or (isinstance(value, dict) and "vocab" in value)
+    return "VocabularyFile" if own else "NewTokenizer"
+
+
+Tokenizers = Annotated[
+    Annotated[NewTokenizer, Tag("NewTokenizer")] | Annotated[VocabularyFile, Tag("VocabularyFile")],
+    Discriminator(_kind_of_tokenizer),
+]
+
+
 class Eval(Section):
     """How base and tuned model are compared. The decoding itself stands under `generation:`."""
 
@@ -94,6 +125,17 @@ class Eval(Section):
 
     seed: int = 42
     """For the choice of prompts, for sampling, and for the bootstrap."""
+
+    training_rows: int = Field(default=0, ge=0)
+    """Rows of the training side on which loss and accuracy are measured too, each time that training looks at the
+    held-out rows: the report plots both."""
+
+    scratch: Text | None = None
+    """A recipe that makes a new model: it is trained on the data and template of this recipe, and its scores stand
+    beside base and tuned as a third column."""
+
+    ngrams: list[Annotated[int, Field(gt=0)]] = []
+    """Orders of n-gram models, counted on the training rows, whose scores stand there too: `[1, 3]`."""
 
 
 class Check(Section):
@@ -130,8 +172,13 @@ class Recipe(Section):
 
     data: Data
 
-    tokenizer: Text | NewTokenizer | None = None
-    """Hub id or folder, `{vocab_size: N}` for a new one trained on the data, or nothing for that of the model."""
+    task: Literal["language_modelling", "classification"] = "language_modelling"
+    """`classification` trains a head on the last token instead, which tells the class that the template's `label`
+    reads from a row."""
+
+    tokenizer: Text | Tokenizers | None = None
+    """Hub id or folder, `{vocab_size: N}` for a new one trained on the data, `{vocab: vocab.json}` for a vocabulary of
+    your own, or nothing for that of the model."""
 
     template_options: dict[str, Any] = {}
     """Keyword arguments for the template's `template` function."""
@@ -170,10 +217,23 @@ class Recipe(Section):
         """The recipe that `model` names, if it names one."""
         return load(self.model) if isinstance(self.model, str) and self.model.endswith((".yaml", ".yml")) else None
 
+    @cached_property
+    def scratch(self) -> "Recipe | None":
+        """The recipe that `eval.scratch` names, on the data and template of this one."""
+        return load(str(self.eval.scratch), self.on_same_data()) if self.eval.scratch else None
+
+    def on_same_data(self) -> list[str]:
+        """The settings that put another recipe on the data and template of this one."""
+        sections = self.model_dump(include={"data", "template", "template_options", "output"}, exclude_defaults=True)
+        sections |= {"output": f"{self.folder}.scratch", "eval": None}
+        return [f"{key}={json.dumps(value)}" for key, value in sections.items()]
+
     @property
     def trained(self) -> Path:
-        """The folder that training leaves for the next stage: an adapter, or a whole model."""
-        return self.folder / ("adapter" if self.lora is not None else "model")
+        """The folder that training leaves for the next stage: an adapter, or a whole model; the best one, by the loss
+        on held-out rows, where the trainer keeps that."""
+        best = "best_model" if self.trainer.get("load_best_model_at_end") else "model"
+        return self.folder / ("adapter" if self.lora is not None else best)
 
 
 LIBRARIES: Mapping[str, LibraryFields] = {"trainer": TRAINER, "lora": LORA, "generation": GENERATION}
@@ -319,6 +379,14 @@ def _load(path: Path, overrides: Sequence[str], above: tuple[Path, ...]) -> Reci
             raise UserError(f"{where}: `model` cannot be read:\n{error}") from error
         if base.lora is not None:
             raise UserError(f"{where}: `model` trains an adapter; a recipe to start from trains a whole model")
+    if recipe.eval.scratch is not None:
+        where = _where(path, document, origins, ("eval", "scratch"))
+        try:
+            new = isinstance(recipe.scratch and recipe.scratch.model, dict)
+        except UserError as error:
+            raise UserError(f"{where}: `eval.scratch` cannot be read:\n{error}") from error
+        if not new:
+            raise UserError(f"{where}: `eval.scratch` starts from a trained model; name a recipe whose `model` is new")
     return recipe
 
 
@@ -477,6 +545,23 @@ def _contradictions(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
             yield ("lora",), "a new model is trained whole: remove `lora:` and `quantization:`"
     elif isinstance(recipe.tokenizer, NewTokenizer):
         yield ("tokenizer",), "a new tokenizer needs a new model: remove `tokenizer:`, or make `model:` a mapping"
+    if recipe.task == "classification":
+        if recipe.lora is not None:
+            yield ("lora",), "`task: classification` trains all weights: remove `lora:` and `quantization:`"
+        if recipe.eval.scratch is not None:
+            yield ("eval", "scratch"), "`eval.scratch` goes with language modelling: remove it"
+        if recipe.trainer.get("packing"):
+            yield ("trainer", "packing"), "`trainer.packing` goes with language modelling: remove it"
+    if recipe.trainer.get("load_best_model_at_end") and recipe.lora is None:
+        for key, wrong, right in (
+            ("save_strategy", "best", "`epoch` or `steps`"),
+            ("save_total_limit", 1, "2 or more"),
+        ):
+            if recipe.trainer.get(key) == wrong:
+                message = (
+                    f"`trainer.{key}: {wrong}` leaves no last checkpoint, of which final_model is made; write {right}"
+                )
+                yield ("trainer", key), message
     if (recipe.trainer.get("model_init_kwargs") or {}).get("trust_remote_code"):
         yield ("trainer", "model_init_kwargs"), "`trust_remote_code` cannot be set: code from the hub is never run"
     if (bias := (recipe.lora or {}).get("bias", "none")) in ("all", "lora_only"):
@@ -486,7 +571,8 @@ def _contradictions(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
             f"`lora.init_lora_weights: {start}` changes the base model, to which the result is compared; leave it out"
         )
         yield ("lora", "init_lora_weights"), message
-    if isinstance(recipe.model, str) and isinstance(recipe.tokenizer, str) and recipe.model.endswith((".yaml", ".yml")):
+    given = isinstance(recipe.tokenizer, str | VocabularyFile)
+    if given and isinstance(recipe.model, str) and recipe.model.endswith((".yaml", ".yml")):
         yield ("tokenizer",), "`tokenizer` cannot be set where `model` is a recipe; that recipe decides it"
 
 
@@ -504,8 +590,8 @@ def _invalid(error: ValidationError) -> Iterator[tuple[tuple[str, ...], str]]:
     """Pydantic's errors in the words of a recipe, what a value of several types may be in one sentence."""
     told, taken = set[tuple[str, ...]](), dict[tuple[str, ...], tuple[Any, list[str]]]()
     for e in error.errors():
-        branch = {"str", "constrained-str", "NewTokenizer"}
-        keys = tuple(str(k) for k in e["loc"] if k not in branch and not str(k).startswith("dict["))
+        branch = {"str", "constrained-str", "NewTokenizer", "VocabularyFile"}
+        keys = tuple(str(k) for k in e["loc"] if k not in branch and not str(k).startswith(("dict[", "tagged-union[")))
         if e["type"] not in TAKES:
             told.add(keys)
             yield keys, _sentence(keys, e)
@@ -521,6 +607,8 @@ def _sentence(keys: tuple[str, ...], error: Any) -> str:
     name = ".".join(keys)
     if error["type"] == "extra_forbidden":
         sections: dict[str, type[Section]] = {"data": Data, "eval": Eval, "check": Check, "tokenizer": NewTokenizer}
+        if "VocabularyFile" in error["loc"]:
+            sections["tokenizer"] = VocabularyFile
         return _unknown(keys, (sections[keys[0]] if len(keys) > 1 else Recipe).model_fields)
     if error["type"] == "missing":
         return f"`{name}` is missing; write for instance `{MISSING[name]}`"
@@ -571,6 +659,10 @@ def _with_paths(recipe: Recipe, path: Path) -> Recipe:
         update["model"] = absolute(recipe.model)
     if isinstance(recipe.tokenizer, str):
         update["tokenizer"] = absolute(recipe.tokenizer)
+    if isinstance(recipe.tokenizer, VocabularyFile):
+        update["tokenizer"] = recipe.tokenizer.model_copy(update={"vocab": absolute(recipe.tokenizer.vocab)})
+    if recipe.eval.scratch is not None:
+        update["eval"] = recipe.eval.model_copy(update={"scratch": absolute(recipe.eval.scratch)})
     if recipe.template.endswith(".py"):
         update["template"] = absolute(recipe.template)
     return recipe.model_copy(update=update)

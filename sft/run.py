@@ -6,7 +6,7 @@ from typing import Any
 
 from sft import UserError
 from sft.files import altered, damage, read_json, write_json, write_text
-from sft.recipe import Recipe, dump
+from sft.recipe import Recipe, VocabularyFile, dump
 
 
 def claim(recipe: Recipe, key: str) -> None:
@@ -66,7 +66,10 @@ def check_files(recipe: Recipe) -> None:
 def _mine(recipe: Recipe, key: str) -> dict[str, Any]:
     """What a run follows from: the recipe but for where it goes and how it is checked and scored; rows; base."""
     settings = recipe.model_dump(mode="json", exclude={"output", "eval", "generation", "check"})
-    return {"recipe": settings, "tokens": key, "base": _base(recipe)}
+    mine = {"recipe": settings, "tokens": key, "base": _base(recipe)}
+    if isinstance(recipe.tokenizer, VocabularyFile):
+        mine["vocabulary"] = hashlib.sha256(Path(recipe.tokenizer.vocab).read_bytes()).hexdigest()[:16]
+    return mine
 
 
 def _base(recipe: Recipe) -> str:
@@ -90,6 +93,8 @@ def _base(recipe: Recipe) -> str:
 def _difference(theirs: Any, mine: Any) -> str:
     """The first few settings in which two runs differ."""
     if theirs.get("recipe") == mine["recipe"]:
+        if theirs.get("vocabulary") != mine.get("vocabulary"):
+            return "with another vocabulary in the same file"
         return "from other rows or another template" if theirs.get("tokens") != mine["tokens"] else "on another base"
     old, new = _flat(theirs.get("recipe", {})), _flat(mine["recipe"])
     changed = [key for key in old | new if old.get(key) != new.get(key)]

@@ -11,8 +11,9 @@ import data_templates
 from data_templates import Prompt, Row, Segment, Template
 from sft import UserError
 from sft.fields import shown
-from sft.recipe import Recipe
+from sft.recipe import Recipe, VocabularyFile
 from sft.rows import load_python
+from sft.vocabulary import Vocabulary, read_vocabulary
 
 TURN = {"role", "content"}
 
@@ -45,12 +46,17 @@ def template_file(recipe: Recipe) -> Path:
 def load_template(recipe: Recipe) -> Template:
     """The recipe's template with its options applied."""
     file = template_file(recipe)
-    own = recipe.template.endswith(".py")
-    module = load_python(file) if own else importlib.import_module(f"data_templates.{recipe.template}")
+    module = (
+        load_python(file)
+        if recipe.template.endswith(".py")
+        else importlib.import_module(f"data_templates.{recipe.template}")
+    )
     make = getattr(module, "template", None)
     if not callable(make):
         raise UserError(f"{file}: a template file has a function `template(...)` that returns a Template")
-    known = inspect.signature(make).parameters
+    known = list(inspect.signature(make).parameters)
+    own = {"vocabulary": given_vocabulary(recipe)} if "vocabulary" in known else {}
+    known = [name for name in known if name not in own]
     for option in recipe.template_options:
         if option not in known:
             raise UserError(
@@ -58,7 +64,7 @@ def load_template(recipe: Recipe) -> Template:
                 f"{recipe.template} takes {', '.join(f'`{name}`' for name in known) or 'none'}"
             )
     try:
-        template = make(**recipe.template_options)
+        template = make(**recipe.template_options, **own)
     except (TypeError, ValueError) as error:
         raise UserError(f"{file}: `template_options`: {error}") from error
     except Exception as error:
@@ -66,6 +72,17 @@ def load_template(recipe: Recipe) -> Template:
     if not isinstance(template, Template):
         raise UserError(f"{file}: `template()` returns a {type(template).__name__}, not a data_templates.Template")
     return template
+
+
+def given_vocabulary(recipe: Recipe) -> Vocabulary | None:
+    """The vocabulary that the recipe, or the one it starts from, names; a template with an argument `vocabulary` is
+    given it."""
+    if recipe.base is not None:
+        return given_vocabulary(recipe.base)
+    if not isinstance(recipe.tokenizer, VocabularyFile):
+        return None
+    named = recipe.tokenizer.model_dump()
+    return read_vocabulary(Path(named.pop("vocab")), named)
 
 
 def samples(template: Template, record: Row, where: str) -> Sequence[Row]:

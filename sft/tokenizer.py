@@ -1,4 +1,4 @@
-"""The tokenizer of a recipe: loaded and tried out, or trained on the recipe's own rows."""
+"""The tokenizer of a recipe: loaded and tried out, trained on the recipe's own rows, or made of a given vocabulary."""
 
 import hashlib
 from collections.abc import Iterator
@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from data_templates import Prompt, Row, Segment, as_text
 from sft import UserError
 from sft.files import whole_folder
-from sft.recipe import NewTokenizer, Recipe
+from sft.recipe import NewTokenizer, Recipe, VocabularyFile
 from sft.rows import fingerprint
 from sft.split import TRAIN, Split, record_keys, records
-from sft.template import load_template, read_sample, samples, template_file
+from sft.template import given_vocabulary, load_template, read_sample, samples, template_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -27,6 +27,8 @@ def load_tokenizer(recipe: Recipe) -> "PreTrainedTokenizerFast":
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+    if isinstance(recipe.tokenizer, VocabularyFile):
+        return _of_vocabulary(recipe, recipe.tokenizer)
     if isinstance(recipe.tokenizer, NewTokenizer):
         name = str(_train(recipe, recipe.tokenizer))
     elif recipe.base is not None:
@@ -73,13 +75,51 @@ def unreachable(name: str, what: str, error: Exception) -> str:
 
 
 def _try_out(tokenizer: "PreTrainedTokenizerFast", name: str) -> None:
-    """A wrong tokenizer class loses spaces or letters without an error: encode and decode a sentence."""
+    """A wrong tokenizer class loses spaces or letters without an error: encode and decode a sentence, or all tokens of
+    one that knows whole words alone."""
+    from tokenizers import models
+
+    if isinstance(tokenizer.backend_tokenizer.model, models.WordLevel):
+        tokens = [str(tokenizer.convert_ids_to_tokens(i)) for i in range(len(tokenizer))]
+        ids = tokenizer(" ".join(tokens), add_special_tokens=False)["input_ids"]
+        for i, token in enumerate(tokens):
+            if ids[i : i + 1] != [i] or str(tokenizer.decode([i])) != token:
+                raise UserError(f"{name}: the token {token!r} does not come back as it is; does it hold the name of a "
+                                "special token, or an odd character?")  # fmt: skip
+        return
     back = str(tokenizer.decode(tokenizer(PROBE, add_special_tokens=False)["input_ids"]))
     if "".join(back.lower().split()) != "".join(PROBE.lower().split()) or len(back.split()) < len(PROBE.split()):
         raise UserError(
             f"{name}: its tokenizer does not give back what it is given: {PROBE!r} becomes {back!r}; its "
             "files or its class (`tokenizer_class` in tokenizer_config.json) are not those of the model"
         )
+
+
+def _of_vocabulary(recipe: Recipe, given: VocabularyFile) -> "PreTrainedTokenizerFast":
+    """A tokenizer that splits at spaces, whose tokens and ids are those of the given file.
+
+    Raises UserError where `model` is a folder whose tokenizer has other tokens, or where a token does not come back.
+    """
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = given_vocabulary(recipe)
+    assert vocabulary is not None
+    names = vocabulary.special
+    words = Tokenizer(models.WordLevel(dict(vocabulary.ids), unk_token=names["unknown"]))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    start = (names["start"], vocabulary.ids[names["start"]])
+    words.post_processor = processors.TemplateProcessing(single=f"{start[0]} $A", special_tokens=[start])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, clean_up_tokenization_spaces=False, pad_token=names["pad"], bos_token=names["start"],
+        eos_token=names["end"], unk_token=names["unknown"],
+    )  # fmt: skip
+    _try_out(tokenizer, given.vocab)
+    if isinstance(recipe.model, str) and (Path(recipe.model) / "tokenizer.json").is_file():
+        theirs = Tokenizer.from_file(str(Path(recipe.model) / "tokenizer.json")).get_vocab()
+        if theirs != vocabulary.ids:
+            raise UserError(f"{given.vocab}: is not the vocabulary that {recipe.model} was trained with; name that one")
+    return tokenizer
 
 
 def _train(recipe: Recipe, new: NewTokenizer) -> Path:

@@ -11,12 +11,20 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from datasets import Dataset
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerFast, PrinterCallback, TrainerCallback, TrainerControl
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+)
 from trl import SFTConfig, SFTTrainer, pack_dataset
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
@@ -71,7 +79,7 @@ def train(recipe: Recipe) -> Path:
     seconds = time.monotonic() - started
     _check_finite(trainer.model, trainer.state.global_step)
     if trainer.is_world_process_zero():
-        _save(recipe, trainer, tokenizer)
+        save(recipe, trainer, tokenizer)
         write_json(recipe.folder / "train.json", _record(recipe, trainer, tokens, codec, seconds, checkpoint))
         shutil.rmtree(str(args.output_dir), ignore_errors=True)
         say(f"{recipe.trained}: written, {seconds:.0f} s of training")
@@ -97,6 +105,8 @@ class OutputTrainer(SFTTrainer):
 
     tokens_seen = 0
     tokens_learned = 0
+    seen: Dataset | None = None
+    """Rows of the training side that are measured with the held-out ones, under names that begin with `seen`."""
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -132,7 +142,14 @@ class OutputTrainer(SFTTrainer):
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Loss, perplexity and accuracy over all output tokens. (Trainer's own is a mean of the means of batches.)"""
-        rows = self.eval_dataset if eval_dataset is None else eval_dataset
+        metrics = self._measured(self.eval_dataset if eval_dataset is None else eval_dataset, metric_key_prefix)
+        if self.seen is not None:
+            metrics |= self._measured(self.seen, "seen")
+        self.log(dict(metrics))
+        self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _measured(self, rows: Dataset, prefix: str) -> dict[str, float]:
         mine = rows.select(range(self.args.process_index, len(rows), self.args.world_size))
         batch_tokens = self.args.per_device_eval_batch_size * max(map(len, rows["input_ids"]))
         results = output_losses(self.model, mine, batch_tokens, self.processing_class.pad_token_id)
@@ -143,10 +160,7 @@ class OutputTrainer(SFTTrainer):
             "perplexity": math.exp(min(loss / count, 700)),
             "token_accuracy": correct / count,
         }
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
-        self.log(dict(metrics))
-        self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
+        return {f"{prefix}_{name}": value for name, value in metrics.items()}
 
 
 class WeightedCollator(DataCollatorForLanguageModeling):
@@ -277,6 +291,9 @@ def make_trainer(
         )
     except ValueError as error:
         raise UserError(f"trl.SFTTrainer does not accept this recipe: {error}") from error
+    if recipe.eval.training_rows:
+        drawn = np.random.default_rng(recipe.eval.seed).permutation(len(tokens.train))[: recipe.eval.training_rows]
+        trainer.seen = tokens.train.select(sorted(drawn.tolist()))
     trainer.model_accepts_loss_kwargs = True  # our loss takes num_items_in_batch, whatever the model's forward takes
     if weighted:
         trainer.data_collator = WeightedCollator(
@@ -348,8 +365,14 @@ def _last_whole_checkpoint(folder: Path, processes: int) -> str | None:
     return str(newest)
 
 
-def _save(recipe: Recipe, trainer: OutputTrainer, tokenizer: PreTrainedTokenizerFast) -> None:
+def save(recipe: Recipe, trainer: Trainer, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Write what was trained; beside a best model the one of the last step too, which lies in the last checkpoint."""
     model = trainer.accelerator.unwrap_model(trainer.model)
+    if recipe.trained.name == "best_model":
+        last = Path(str(trainer.args.output_dir)) / f"checkpoint-{trainer.state.global_step}"
+        with whole_folder(recipe.folder / "final_model") as folder:
+            type(model).from_pretrained(last, dtype=model.dtype).save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
     with whole_folder(recipe.trained) as folder:
         extra = {"save_embedding_layers": False} if recipe.lora is not None else {}  # else it asks the hub
         model.save_pretrained(folder, **extra)
