@@ -42,7 +42,9 @@ def report(recipe: Recipe) -> Path:
         raise UserError(f"{recipe.folder}: not scored yet; run `sft eval` first")
     scores = read_json(folder / "scores.json")
     names = {"base": "base", "tuned": "tuned"} | scores.get("names", {})
-    samples, pictures = _samples(folder), _pictures(folder, load_template(recipe))
+    template, classes = load_template(recipe), recipe.task == "classification"
+    pictures = [] if classes else _pictures(folder, template)
+    mistakes = _mistakes(folder, template) if classes else []
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -59,8 +61,9 @@ def report(recipe: Recipe) -> Path:
         rows=_rows(scores),
         columns=names | {name: name for name in scores["others"]},
         charts=_charts(trained["log"]),
-        samples=[] if pictures else samples,
         pictures=pictures,
+        mistakes=mistakes,
+        samples=[] if pictures or mistakes else _samples(folder),
         facts=_facts(recipe, trained, scores),
         parity=_parity(recipe),
         recipe_text=dump(recipe),
@@ -77,6 +80,8 @@ def report(recipe: Recipe) -> Path:
 def verdict(scores: dict[str, Any]) -> str:
     """One sentence on whether tuning helped, which says so only where the interval of the difference is clear of 0."""
     loss = scores["metrics"]["loss"]
+    if "accuracy" in scores["metrics"]:
+        return _verdict_on_classes(scores)
     if "base" not in loss:
         perplexity = scores["metrics"]["perplexity"]
         beside = [f"a {name} model has {_number(perplexity[name]['value'])}" for name in scores["others"]
@@ -97,6 +102,18 @@ def verdict(scores: dict[str, Any]) -> str:
     if difference["low"] > 0:
         return f"The tuned model is worse than its base: {change}."
     return f"No difference between tuned model and base could be shown: {change}."
+
+
+def _verdict_on_classes(scores: dict[str, Any]) -> str:
+    """The same for a classifier and the baseline beside it."""
+    accuracy, names = scores["metrics"]["accuracy"], scores["names"]
+    difference = accuracy["difference"]
+    better = "better" if difference["low"] > 0 else "worse" if difference["high"] < 0 else ""
+    told = f"The {names['tuned']} is {better} than" if better else "No difference could be shown to"
+    return (
+        f"{told} a {names['base']}: accuracy on {scores['rows']} held-out rows {accuracy['tuned']['value']:.3f} and "
+        f"{accuracy['base']['value']:.3f} (difference {_interval(difference)})."
+    )
 
 
 def _interval(value: dict[str, float]) -> str:
@@ -248,6 +265,14 @@ def _pictures(folder: Path, template: Template) -> list[dict[str, Any]]:
         written, held_out = template.picture(line["prediction"]), template.picture(line["reference"])
         drawn.append({"written": _svg(written), "held_out": _svg(held_out)})
     return [pair for pair in drawn if pair["held_out"]]
+
+
+def _mistakes(folder: Path, template: Template) -> list[dict[str, Any]]:
+    """Held-out pictures that the classifier tells wrongly."""
+    if template.picture is None:
+        return []
+    wrong = [line for line in read_predictions(folder / "tuned") if line["prediction"] != line["reference"]]
+    return [line | {"picture": _svg(template.picture(line["prompt"]))} for line in wrong]
 
 
 def _svg(picture: Sequence[Sequence[float]] | None) -> dict[str, Any] | None:

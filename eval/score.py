@@ -50,16 +50,16 @@ def score(folder: Path, template: Template, seed: int, others: Sequence[str] = (
         lengths = np.array(json.loads((folder / "bytes.json").read_text()), dtype=np.float64) * np.log(2)
         means["bits_per_byte"] = {side: _ratio(v[:, 0], lengths) for side, v in losses.items() if side in predictions}
     if generated and template.metrics:
-        means["ended"] = {side: _mean([float(p["ended"]) for p in written]) for side, written in predictions.items()}
+        means["ended"] = {side: mean_of([float(p["ended"]) for p in written]) for side, written in predictions.items()}
         per_row = {side: row_scores(template, written) for side, written in predictions.items()}
         for name in per_row["tuned"]:
-            means[name] = {side: _mean(values[name]) for side, values in per_row.items()}
+            means[name] = {side: mean_of(values[name]) for side, values in per_row.items()}
     resampler = np.random.default_rng(seed)
     drawn = {size: resampler.integers(0, size, (RESAMPLES, size)) for size in {rows, generated} if size}
     metrics = {}
     for name, by_side in means.items():
         size = rows if name in OVER_ALL else generated
-        metrics[name] = _with_intervals(by_side, drawn[size]) | {"lower_is_better": name in LOWER_IS_BETTER}
+        metrics[name] = with_intervals(by_side, drawn[size]) | {"lower_is_better": name in LOWER_IS_BETTER}
     return {"metrics": metrics, "rows": rows, "generated": generated, "others": [s for s in others if s in sides]}
 
 
@@ -106,7 +106,7 @@ def _exp(loss: Floats) -> Floats:
     return np.exp(np.minimum(loss, 700.0))
 
 
-def _mean(values: list[float]) -> Mean:
+def mean_of(values: list[float]) -> Mean:
     array = np.array(values, dtype=np.float64)
     return lambda index: array[index].mean(-1)
 
@@ -116,7 +116,7 @@ def _ratio(numerator: Floats, denominator: Floats, then: Callable[[Floats], Floa
     return lambda index: then(numerator[index].sum(-1) / denominator[index].sum(-1))
 
 
-def _with_intervals(by_side: dict[str, Mean], drawn: NDArray[np.intp]) -> dict[str, Any]:
+def with_intervals(by_side: dict[str, Mean], drawn: NDArray[np.intp]) -> dict[str, Any]:
     everything = np.arange(drawn.shape[1])[None]
     values = {side: (float(mean(everything)[0]), mean(drawn)) for side, mean in by_side.items()}
     if "base" in values:

@@ -22,6 +22,8 @@ STAGES = {
     "eval": ("eval.run:evaluate_run", "score base against tuned on the held-out rows"),
     "report": ("eval.report:report", "write report.html and print the same table"),
 }
+CLASSIFICATION = {"train": "sft.classify:train", "eval": "eval.classify:evaluate_run"}
+"""The stages that `task: classification` has of its own."""
 
 DECODING = {
     "temperature": (float, "draw tokens, the less likely ones more often above 1; 0 is --greedy"),
@@ -74,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, (target, text) in STAGES.items():
         command = _with_recipe(commands.add_parser(name, help=text, description=text))
-        command.set_defaults(run=_run_stage, target=target)
+        command.set_defaults(run=_run_stage, stage=name, target=target)
     check = _with_recipe(commands.add_parser("check", help="read every row and tell what training would see"))
     check.add_argument("--show", type=int, default=0, metavar="N", help="print N rows token by token with their mask")
     check.add_argument("--json", action="store_true", help="print it for machines")
@@ -176,7 +178,8 @@ def _load(options: argparse.Namespace) -> Any:
 
 def _run_stage(options: argparse.Namespace) -> None:
     recipe = _load(options)  # before the heavy import: a typo is told in a blink
-    module, function = options.target.split(":")
+    own = CLASSIFICATION if recipe.task == "classification" else {}
+    module, function = own.get(options.stage, options.target).split(":")
     getattr(importlib.import_module(module), function)(recipe)
 
 

@@ -1,6 +1,7 @@
 """Base model, quantisation and adapter of a recipe, each checked after it was made."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,6 +84,33 @@ def load_base(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast", training: bo
     return model
 
 
+def load_classifier(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast", classes: Sequence[str]) -> "PreTrainedModel":
+    """The base model, or a new one, with a fresh head in place of its own: logits of the classes at the last token that
+    is no padding.
+
+    Raises UserError where the model cannot be reached, or has no such form in transformers.
+    """
+    from transformers import AutoModelForSequenceClassification, logging, set_seed
+
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+    config = _config(recipe, tokenizer)
+    config.id2label = dict(enumerate(classes))
+    config.label2id = {name: i for i, name in enumerate(classes)}
+    config.pad_token_id = tokenizer.pad_token_id
+    set_seed(int(recipe.trainer.get("seed", 42)))
+    try:
+        if isinstance(recipe.model, dict):
+            model = AutoModelForSequenceClassification.from_config(config)
+        else:
+            model = AutoModelForSequenceClassification.from_pretrained(
+                _name(recipe), config=config, use_safetensors=True
+            )
+    except Exception as error:  # as above, or an architecture without such a head
+        raise UserError(unreachable(_name(recipe), "model with a head for classes", error)) from error
+    return model.to(device(recipe))
+
+
 def add_adapter(model: "PreTrainedModel", recipe: Recipe) -> "PeftModel":
     """A fresh LoRA adapter by `peft.LoraConfig`, on all linear layers where the recipe names none."""
     from peft import LoraConfig, get_peft_model
@@ -100,6 +128,8 @@ def load_trained(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast") -> "PreTr
     """The tuned model of a finished run: the base with its adapter, or the whole model."""
     from transformers import AutoModelForCausalLM
 
+    if recipe.task == "classification":
+        raise UserError(f"{recipe.folder}: is a classifier, which writes nothing; name the run of a language model")
     check_files(recipe)
     if recipe.lora is None:
         whole: PreTrainedModel = AutoModelForCausalLM.from_pretrained(recipe.trained, dtype=_dtype(recipe))

@@ -30,7 +30,6 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from sft import UserError
 from sft.check import refuse
-from sft.codec import Codec
 from sft.data import MASKED, Tokens, codec_of, max_length, prepare
 from sft.files import checksums, damage, read_json, sizes, whole_folder, write_json
 from sft.fit import automatic, card_memory, predicted
@@ -50,7 +49,7 @@ def train(recipe: Recipe) -> Path:
     A run that is finished is left as it is; one that was interrupted goes on from its last whole checkpoint.
     """
     args = arguments(automatic(recipe, card_memory(recipe)))
-    _use_all_cores(args)
+    use_all_cores(args)
     with PartialState().main_process_first():
         tokenizer = load_tokenizer(recipe)
         check_model(recipe, tokenizer)
@@ -71,16 +70,28 @@ def train(recipe: Recipe) -> Path:
     if recipe.lora is not None:
         model = add_adapter(model, recipe)
     trainer = make_trainer(recipe, model, tokenizer, tokens, args)
-    say(_parameters_line(model))
+    data = {
+        "counts": {side: vars(counts) for side, counts in tokens.counts.items()},
+        "tokens": tokens.key,
+        "prompt_format": "chat" if codec.chat else "plain",
+        "example": pieces(codec.tokenizer, first["input_ids"], first["labels"]),
+    }
+    return run(recipe, trainer, tokenizer, data)
 
+
+def run(recipe: Recipe, trainer: Trainer, tokenizer: PreTrainedTokenizerFast, data: dict[str, Any]) -> Path:
+    """Train, from the last whole checkpoint if there is one, and leave the model and train.json, in which `data` tells
+    of the rows. Returns the folder of the model."""
+    args = trainer.args
+    say(_parameters_line(trainer.model))
     started = time.monotonic()
     checkpoint = _last_whole_checkpoint(Path(str(args.output_dir)), args.world_size)
     trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.monotonic() - started
     _check_finite(trainer.model, trainer.state.global_step)
     if trainer.is_world_process_zero():
-        save(recipe, trainer, tokenizer)
-        write_json(recipe.folder / "train.json", _record(recipe, trainer, tokens, codec, seconds, checkpoint))
+        _save(recipe, trainer, tokenizer)
+        write_json(recipe.folder / "train.json", _record(recipe, trainer, seconds, checkpoint) | data)
         shutil.rmtree(str(args.output_dir), ignore_errors=True)
         say(f"{recipe.trained}: written, {seconds:.0f} s of training")
     trainer.accelerator.wait_for_everyone()
@@ -178,7 +189,8 @@ class WeightedCollator(DataCollatorForLanguageModeling):
 class Progress(TrainerCallback):
     """A bar with loss, speed, supervised share and time left; a line at each log where there is no terminal."""
 
-    def __init__(self, trainer: OutputTrainer) -> None:
+    def __init__(self, trainer: Any) -> None:
+        """`trainer` counts in `tokens_seen` and `tokens_learned`."""
         self.trainer, self.bar, self.loss = trainer, None, math.nan
         self.started, self.first_step, self.shown = time.monotonic(), 0, 0
 
@@ -264,7 +276,7 @@ def arguments(recipe: Recipe) -> SFTConfig:
     return args
 
 
-def _use_all_cores(args: SFTConfig) -> None:
+def use_all_cores(args: SFTConfig) -> None:
     """`accelerate launch` gives a process on a CPU one thread unless told otherwise: use its share of the cores."""
     by_accelerate = "ACCELERATE_MIXED_PRECISION" in os.environ and os.environ.get("OMP_NUM_THREADS") == "1"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -365,7 +377,7 @@ def _last_whole_checkpoint(folder: Path, processes: int) -> str | None:
     return str(newest)
 
 
-def save(recipe: Recipe, trainer: Trainer, tokenizer: PreTrainedTokenizerFast) -> None:
+def _save(recipe: Recipe, trainer: Trainer, tokenizer: PreTrainedTokenizerFast) -> None:
     """Write what was trained; beside a best model the one of the last step too, which lies in the last checkpoint."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     if recipe.trained.name == "best_model":
@@ -379,11 +391,8 @@ def save(recipe: Recipe, trainer: Trainer, tokenizer: PreTrainedTokenizerFast) -
         tokenizer.save_pretrained(folder)
 
 
-def _record(
-    recipe: Recipe, trainer: OutputTrainer, tokens: Tokens, codec: Codec, seconds: float, checkpoint: str | None
-) -> dict[str, Any]:
+def _record(recipe: Recipe, trainer: Any, seconds: float, checkpoint: str | None) -> dict[str, Any]:
     """What the report tells of a training. `seconds` and `tokens_seen` are of this process, which began at `since`."""
-    row = tokens.train[0]
     cuda = torch.cuda.is_available()
     unit = 1 if sys.platform == "darwin" else 1024
     peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
@@ -396,16 +405,13 @@ def _record(
         "predicted_memory_bytes": _predicted(recipe, trainer) if cuda else None,
         "trainable_parameters": trainable, "parameters": total,
         "tokens_seen": trainer.tokens_seen * trainer.args.world_size,
-        "counts": {side: vars(counts) for side, counts in tokens.counts.items()}, "tokens": tokens.key,
-        "prompt_format": "chat" if codec.chat else "plain",
-        "example": pieces(codec.tokenizer, row["input_ids"], row["labels"]),
         "log": trainer.state.log_history,
         "files": sizes(recipe.trained), "sha256": checksums(recipe.trained),
         "versions": {name: version(name) for name in LIBRARIES} | {"python": sys.version.split()[0]},
     }  # fmt: skip
 
 
-def _predicted(recipe: Recipe, trainer: OutputTrainer) -> int | None:
+def _predicted(recipe: Recipe, trainer: Any) -> int | None:
     """The peak that `sft fit` foresees. That an unusual model cannot be traced shall not cost a finished training."""
     try:
         return predicted(recipe, trainer.args.per_device_train_batch_size)
