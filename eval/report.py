@@ -221,6 +221,13 @@ def _facts(recipe: Recipe, trained: dict[str, Any], scores: dict[str, Any]) -> l
             f"{trained['tokens_seen'] / max(trained['seconds'], 1e-9):,.0f} tokens a second",
         ),
         (
+            "Kept",
+            "the weights of the last step"
+            if trained["best_step"] is None
+            else f"the weights of step {trained['best_step']:,}, chosen by the held-out rows, whose scores are thus a "
+            "little better than those of rows that nothing was chosen by; final_model/ has those of the last step",
+        ),
+        (
             "Peak memory",
             f"{trained['peak_memory_bytes'] / 2**30:.2f} GiB"
             + (f", predicted {predicted / 2**30:.2f} GiB" if (predicted := trained["predicted_memory_bytes"]) else ""),
@@ -305,7 +312,7 @@ def _chart(name: str, lines: Mapping[str, Sequence[tuple[float, float]]]) -> dic
     last = max(x for x, _ in points)
     low, high = min(y for _, y in points), max(y for _, y in points)
     margin = (high - low or 1.0) * 0.06
-    low, high = low - margin, high + margin
+    low, high = max(low - margin, 0.0), high + margin  # nothing that is drawn is below 0
 
     def place(x: float, y: float) -> tuple[float, float]:
         return round(48 + 580 * x / last, 1), round(10 + 180 * (high - y) / (high - low), 1)

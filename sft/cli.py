@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from types import FrameType
@@ -345,8 +345,15 @@ def _quieten() -> None:
     """Leave out what other libraries say to their own developers, so that what is said to the user is seen."""
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # an optional package of no use here
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)  # of each cast of an 8-bit layer
+    for name, said in (("trainer", "['lm_head.weight']"), ("modeling_utils", "input_ids may be padded")):
+        # a head that is tied to the embedding is in no checkpoint; and rows that ended before others do hold padding
+        logging.getLogger(f"transformers.{name}").addFilter(_without(said))
     warnings.filterwarnings("ignore", category=FutureWarning)  # transformers about its own deprecated names
     warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")  # peft sets GPT-2's right by itself
+
+
+def _without(text: str) -> Callable[[logging.LogRecord], bool]:
+    return lambda record: text not in record.getMessage()
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> None:

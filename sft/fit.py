@@ -40,7 +40,7 @@ class Fit:
     download_published: bool
     """Whether the hub says so; else it is parameters times the size of one."""
     result: int
-    """What training leaves: the adapter, or the whole model."""
+    """What training leaves: the adapter, or the whole model; or the best and the last one."""
     checkpoints: int
     """Checkpoints while training: two are kept, and a third is written before the oldest goes."""
     merged: int
@@ -106,7 +106,7 @@ def fit(recipe: Recipe) -> Fit:
         config_from=found,
         download=download,
         download_published=published,
-        result=kept,
+        result=kept * (2 if recipe.trained.name == "best_model" else 1),
         checkpoints=3 * (kept + memory.bytes["optimizer"]),
         merged=base * 2,
     )
@@ -341,7 +341,8 @@ def _config(recipe: Recipe) -> tuple[str, Any]:
         from sft.tokenizer import load_tokenizer
 
         vocabulary = len(load_tokenizer(recipe))
-    settings: dict[str, Any] = {"vocab_size": vocabulary} | recipe.model
+    ids = {"bos_token_id": None, "eos_token_id": None}  # else a model type's own, which may be beyond the vocabulary
+    settings: dict[str, Any] = {"vocab_size": vocabulary} | ids | recipe.model
     return "the recipe", AutoConfig.for_model(**settings)
 
 

@@ -400,6 +400,7 @@ def _record(recipe: Recipe, trainer: Any, seconds: float, checkpoint: str | None
     return {
         "since": int(checkpoint.rsplit("-", 1)[1]) if checkpoint else 0,
         "seconds": seconds, "steps": trainer.state.global_step, "epochs": trainer.state.epoch,
+        "best_step": trainer.state.best_global_step if trainer.args.load_best_model_at_end else None,
         "processes": trainer.args.world_size, "device": torch.cuda.get_device_name() if cuda else "CPU",
         "peak_memory_bytes": peak,
         "predicted_memory_bytes": _predicted(recipe, trainer) if cuda else None,

@@ -167,6 +167,7 @@ SOURCES = {
         "tales.py", ("output",), RIDDLES, {}, lambda tale: {"instruction": tale["prompt"], "output": tale["output"]}
     ),
     "chat": Source("tales.py", ("answer",), RIDDLES, {}, conversation),
+    "sequence": Source("digits.py", ("sequence",), shape=lambda row: {"sequence": [str(n) for n in row["sequence"]]}),
 }
 
 
@@ -211,7 +212,9 @@ def test_template_trains_two_steps_and_asks_in_use_what_it_asked_in_training(
     assert (train(recipe) / "adapter_model.safetensors").is_file()
     record = json.loads((recipe.folder / "train.json").read_text("utf-8"))
     assert record["steps"] == 2
-    assert record["prompt_format"] == ("chat" if tokenizer == "chat_like" and name != "running_text" else "plain")
+    assert record["prompt_format"] == (
+        "chat" if tokenizer == "chat_like" and name not in ("running_text", "sequence") else "plain"
+    )
 
     tokenizer_here, template = load_tokenizer(recipe), load_template(recipe)
     tokens, codec = prepare(recipe, tokenizer_here), codec_of(recipe, tokenizer_here)
@@ -337,6 +340,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "pseudocode_cot": SHOT,
     "alpaca": {"instruction": "Name an animal.", "output": "A snail."},
     "chat": {"messages": [ASKED, TOLD]},
+    "sequence": {"sequence": ["C4", "E4", "G4"]},
     "algorithm_evolution": {"field": "toys", "chain": "first", "steps": [
         {"name": "A", "pseudocode": "do a"}, {"name": "B", "pseudocode": "do b"}]},
 }  # fmt: skip
@@ -459,6 +463,14 @@ BROKEN = {
     "a picture": Broken("turn 1 is a list of parts", turns(ASKED | {"content": [{"type": "image"}]}, TOLD), "chat"),
     "a tool call": Broken("turn 2 calls a tool", turns(ASKED, TOLD | {"tool_calls": [{}]}), "chat"),
     "a preference pair of chats": Broken("a preference pair", [{"chosen": [ASKED, TOLD], "rejected": [TOLD]}], "chat"),
+    # sequences
+    "no sequence": Broken("no column `sequence`; there are `tokens`", [{"tokens": ["C4"]}], "sequence"),
+    "sequence null": Broken("an empty sequence; mend it or take it out", [{"sequence": None}], "sequence"),
+    "sequence of nothing": Broken("an empty sequence", [{"sequence": []}], "sequence"),
+    "sequence blank": Broken("an empty sequence", [{"sequence": " \n"}], "sequence"),
+    "sequence a number": Broken("neither a list of ids, nor one of tokens", [{"sequence": 5}], "sequence"),
+    "ids and tokens": Broken("neither a list of ids, nor one of tokens", [{"sequence": ["C4", 5]}], "sequence"),
+    "ids without a vocabulary": Broken("without a vocabulary: write `tokenizer:", [{"sequence": [1]}], "sequence"),
     # chains of algorithms
     "no field": Broken("no column `field`", chain(d(), field=...), EVOLUTION),
     "field null": Broken("`field` is null", chain(d(), field=None), EVOLUTION),
