@@ -118,9 +118,7 @@ def prompt_ids(codec: Codec, template: Template, row: Row | None, text: str) -> 
     """The ids the model reads for a row, or for a text that it shall go on with."""
     if not encodable(text if row is None else row):
         raise UserError("the prompt holds half a character (a lone surrogate); mend it")
-    if row is None:  # as in training: what stands before every text, then the text
-        return codec.prompts([""])[0] + codec.outputs([text])[0]
-    return codec.prompts([read_prompt(template, row, "the row")])[0]
+    return codec.going_on(text) if row is None else codec.prompts([read_prompt(template, row, "the row")])[0]
 
 
 def fitting(recipe: Recipe, codec: Codec, config: Any, ids: list[int]) -> list[int]:

@@ -16,7 +16,7 @@ from sft import UserError
 from sft.classify import Labelled, labelled
 from sft.files import damage, read_json, sizes, whole_folder, write_json, write_text
 from sft.loss import batches_by_length
-from sft.model import device
+from sft.model import device, without_bars
 from sft.recipe import Recipe
 from sft.run import check_owner, finished
 from sft.show import say
@@ -90,6 +90,7 @@ def _baseline(rows: Labelled) -> NDArray[np.float64]:
 @torch.no_grad()
 def _network(recipe: Recipe, rows: Labelled, tokenizer: PreTrainedTokenizerFast) -> NDArray[np.float64]:
     """Log probabilities [rows, classes] of the trained model."""
+    without_bars()
     model = AutoModelForSequenceClassification.from_pretrained(recipe.trained, dtype=torch.float32)
     model = model.to(device(recipe)).eval()
     ids, collate = rows.test["input_ids"], DataCollatorWithPadding(tokenizer)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from unicodedata import normalize
 
 from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from data_templates import Message, Prompt, Segment, as_text
 from sft import UserError
@@ -60,6 +61,19 @@ class Codec:
         """The ids of texts that follow a prompt, without their end token."""
         led = [self.lead + text for text in texts]
         return [encoding.ids for encoding in self._outputs.encode_batch_fast(led, add_special_tokens=False)]
+
+    def going_on(self, text: str) -> list[int]:
+        """The ids that the model reads where it shall go on with a text, as in training: what stands before every text,
+        then the text.
+
+        Raises UserError for a word that a vocabulary of whole words lacks, of which nothing would be left.
+        """
+        (tail,) = self.outputs([text])
+        if isinstance(self._outputs.model, WordLevel) and self.text([tail])[0].split() != text.split():
+            missing = [word for word in text.split() if self._outputs.token_to_id(word) is None]
+            shown = ", ".join(map(repr, missing[:3]))
+            raise UserError(f"{shown}: not in the vocabulary, whose tokens stand with spaces between them")
+        return self.prompts([""])[0] + tail
 
     def weights(self, segments: Sequence[Segment]) -> list[float]:
         """The loss weight of each token of an output in segments: that of the segment it begins in."""

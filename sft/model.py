@@ -61,10 +61,9 @@ def load_base(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast", training: bo
 
     Raises UserError where the model cannot be reached, is not safetensors, or cannot be quantised.
     """
-    from transformers import AutoModelForCausalLM, logging, set_seed
+    from transformers import AutoModelForCausalLM, set_seed
 
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()
+    without_bars()
     if isinstance(recipe.model, dict):
         set_seed(int(recipe.trainer.get("seed", 42)))
         return AutoModelForCausalLM.from_config(_config(recipe, tokenizer)).to(device(recipe))
@@ -90,10 +89,9 @@ def load_classifier(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast", classe
 
     Raises UserError where the model cannot be reached, or has no such form in transformers.
     """
-    from transformers import AutoModelForSequenceClassification, logging, set_seed
+    from transformers import AutoModelForSequenceClassification, set_seed
 
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()
+    without_bars()
     config = _config(recipe, tokenizer)
     config.id2label = dict(enumerate(classes))
     config.label2id = {name: i for i, name in enumerate(classes)}
@@ -131,6 +129,7 @@ def load_trained(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast") -> "PreTr
     if recipe.task == "classification":
         raise UserError(f"{recipe.folder}: is a classifier, which writes nothing; name the run of a language model")
     check_files(recipe)
+    without_bars()
     if recipe.lora is None:
         whole: PreTrainedModel = AutoModelForCausalLM.from_pretrained(recipe.trained, dtype=_dtype(recipe))
         return whole.to(device(recipe))  # type: ignore[arg-type]  # its signature is lost in a decorator
@@ -174,6 +173,14 @@ def has_bf16() -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     cpu = Path("/proc/cpuinfo")
     return cpu.exists() and any(flag in cpu.read_text() for flag in ("avx512_bf16", "amx_bf16"))
+
+
+def without_bars() -> None:
+    """No bars of transformers where there is no terminal to draw them on."""
+    from transformers import logging
+
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
 
 
 def _dtype(recipe: Recipe) -> Any:

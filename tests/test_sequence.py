@@ -301,6 +301,15 @@ def test_a_vocabulary_that_changed_under_a_run_is_noticed(
     assert "with another vocabulary in the same file" in capsys.readouterr().err
 
 
+def test_a_prompt_of_tokens_is_gone_on_with_and_one_of_others_is_refused(
+    trained: Recipe, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["generate", str(trained.folder), "--prompt", "C4 D4  E4"]) == 0
+    assert set(capsys.readouterr().out.split()) <= set(TOKENS)
+    assert main(["generate", str(trained.folder), "--prompt", "C4 H4"]) == 2
+    assert "'H4': not in the vocabulary" in capsys.readouterr().err
+
+
 # ---- n-grams beside it
 
 
