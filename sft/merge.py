@@ -27,7 +27,7 @@ from sft.files import read_json, whole_folder, write_json, write_text
 from sft.loss import output_losses
 from sft.model import decoding, device, load_base, load_trained
 from sft.recipe import Recipe
-from sft.run import check_files, check_owner
+from sft.run import check_files, check_language_model, check_owner
 from sft.show import say, table
 from sft.template import load_template
 from sft.tokenizer import load_tokenizer
@@ -112,6 +112,7 @@ def merge_several(recipes: Sequence[Recipe], mix: Mix, folder: Path, options: Op
 def _merge(recipes: Sequence[Recipe], mix: Mix | None, options: Options, folder: Path) -> Path:
     recipe = recipes[0]
     for one in recipes:
+        check_language_model(one)
         check_files(one)
     tokenizer = load_tokenizer(recipe)
     tokens, codec = prepare(recipe, tokenizer), codec_of(recipe, tokenizer)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from sft import UserError
 from sft.codec import Codec
 from sft.recipe import Recipe
-from sft.run import check_files
+from sft.run import check_files, check_language_model
 from sft.tokenizer import unreachable
 
 if TYPE_CHECKING:
@@ -126,8 +126,7 @@ def load_trained(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast") -> "PreTr
     """The tuned model of a finished run: the base with its adapter, or the whole model."""
     from transformers import AutoModelForCausalLM
 
-    if recipe.task == "classification":
-        raise UserError(f"{recipe.folder}: is a classifier, which writes nothing; name the run of a language model")
+    check_language_model(recipe)
     check_files(recipe)
     without_bars()
     if recipe.lora is None:

@@ -52,6 +52,12 @@ def finished(recipe: Recipe) -> bool:
     return True
 
 
+def check_language_model(recipe: Recipe) -> None:
+    """Raise UserError for the run of a classifier."""
+    if recipe.task == "classification":
+        raise UserError(f"{recipe.folder}: is a classifier, which writes nothing; name the run of a language model")
+
+
 def check_files(recipe: Recipe) -> None:
     """Raise UserError for a run that is not finished, or whose model is not to the byte what training wrote."""
     if not finished(recipe):

@@ -440,8 +440,9 @@ def test_a_classifier_is_made_from_nothing_too_and_writes_nothing(
     assert main(["train", str(path), "trainer.num_train_epochs=1"]) == 0
     assert main(["train", str(path), "trainer.num_train_epochs=1"]) == 0
     assert "trained already" in capsys.readouterr().err
-    assert main(["generate", str(path), "trainer.num_train_epochs=1", "--prompt", "C4"]) == 2
-    assert "is a classifier, which writes nothing" in capsys.readouterr().err
+    for command in (["generate", "--prompt", "C4"], ["merge"]):
+        assert main([command[0], str(path), "trainer.num_train_epochs=1", *command[1:]]) == 2
+        assert "is a classifier, which writes nothing" in capsys.readouterr().err
 
 
 def test_what_does_not_go_with_classification_is_told(tmp_path: Path, sequences: Callable[..., Path]) -> None:
