@@ -224,9 +224,14 @@ class Recipe(Section):
 
     def on_same_data(self) -> list[str]:
         """The settings that put another recipe on the data and template of this one."""
-        sections = self.model_dump(include={"data", "template", "template_options", "output"}, exclude_defaults=True)
-        sections |= {"output": f"{self.folder}.scratch", "eval": None}
-        return [f"{key}={json.dumps(value)}" for key, value in sections.items()]
+        settings = {
+            "data": self.data.model_dump(exclude_defaults=True),
+            "template": self.template,
+            "template_options": self.template_options,
+            "output": f"{self.folder}.scratch",
+            "eval": None,
+        }
+        return [f"{key}={json.dumps(value)}" for key, value in settings.items()]
 
     @property
     def trained(self) -> Path:
