@@ -41,7 +41,7 @@ def report(recipe: Recipe) -> Path:
     if not (folder / "scores.json").is_file():
         raise UserError(f"{recipe.folder}: not scored yet; run `sft eval` first")
     scores = read_json(folder / "scores.json")
-    names = {"base": "base", "tuned": "tuned"} | scores.get("names", {})
+    names = _names(scores)
     template, classes = load_template(recipe), recipe.task == "classification"
     pictures = [] if classes else _pictures(folder, template)
     mistakes = _mistakes(folder, template) if classes else []
@@ -64,14 +64,14 @@ def report(recipe: Recipe) -> Path:
         pictures=pictures,
         mistakes=mistakes,
         samples=[] if pictures or mistakes else _samples(folder),
-        facts=_facts(recipe, trained, scores),
+        facts=summary(recipe, trained, scores),
         parity=_parity(recipe),
         recipe_text=dump(recipe),
         written=time.strftime("%Y-%m-%d %H:%M"),
     )
     path = recipe.folder / "report.html"
     write_text(path, page)
-    print(_terminal(scores, names))
+    print(table(*score_lines(scores)))
     print(verdict(scores))
     say(f"report: {path}")
     return path
@@ -145,7 +145,9 @@ def _row(name: str, metric: dict[str, Any], others: Sequence[str], few: bool) ->
     return row
 
 
-def _terminal(scores: dict[str, Any], names: Mapping[str, str]) -> str:
+def score_lines(scores: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """The header and the lines of the table of scores, as text."""
+    names = _names(scores)
     header = ["", names["base"], names["tuned"], *scores["others"], "difference", "95 % interval", ""]
     marks = {"good": "better", "bad": "worse", "": "not clear"}
     lines = []
@@ -168,7 +170,12 @@ def _terminal(scores: dict[str, Any], names: Mapping[str, str]) -> str:
                 marks[row["verdict"]],
             ]
         )
-    return table(header, lines)
+    return header, lines
+
+
+def _names(scores: dict[str, Any]) -> dict[str, str]:
+    """What the two sides that are compared are called."""
+    return {"base": "base", "tuned": "tuned"} | scores.get("names", {})
 
 
 def _samples(folder: Path) -> list[dict[str, Any]]:
@@ -181,7 +188,7 @@ def _samples(folder: Path) -> list[dict[str, Any]]:
     ]
 
 
-def _facts(recipe: Recipe, trained: dict[str, Any], scores: dict[str, Any]) -> list[tuple[str, str]]:
+def summary(recipe: Recipe, trained: dict[str, Any], scores: dict[str, Any]) -> list[tuple[str, str]]:
     """What was trained on what, in lines of name and value."""
     method = {"none": "LoRA", "4bit": "QLoRA, 4 bit", "8bit": "LoRA on 8 bit"}[recipe.quantization]
     if recipe.lora is None:

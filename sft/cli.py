@@ -103,6 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     merge.add_argument("--density", type=float, metavar="SHARE", help="what ties and dare_ties keep")
     merge.set_defaults(run=_merge, overrides=[])
     _add_serve(commands)
+    _add_export(commands)
     bases = _with_recipe(
         commands.add_parser("bases", help="list the recipes to train for this one, it last, with their settings")
     )
@@ -135,6 +136,17 @@ def _add_generate(commands: Any) -> None:
     generate.set_defaults(run=_generate)
 
 
+def _add_export(commands: Any) -> None:
+    export = _with_recipe(commands.add_parser("export", help="write the trained model as other programs read it"))
+    export.add_argument("--to", required=True, type=_words, metavar="TARGET,TARGET",
+                        help="safetensors, gguf, onnx, ollama, adapter")  # fmt: skip
+    export.add_argument("--gguf", type=_words, default=("f16", "q8_0"), metavar="TYPE,TYPE",
+                        help="weights of GGUF files, such as f32, bf16, q4_k_m; lora: the adapter alone")  # fmt: skip
+    export.add_argument("--llama-cpp", metavar="FOLDER", help="a checkout of llama.cpp, for its converter")
+    export.add_argument("--push", metavar="REPO", help="send the adapter's folder to this repository on the hub")
+    export.set_defaults(run=_export)
+
+
 def _add_serve(commands: Any) -> None:
     serve = _with_recipe(commands.add_parser("serve", help="answer requests as OpenAI's API does"))
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on, 127.0.0.1 unless given")
@@ -162,6 +174,10 @@ def _port(text: str) -> int:
     if not 0 <= (number := int(text)) < 2**16:
         raise argparse.ArgumentTypeError("write a number from 0 to 65535")
     return number
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip().lower() for word in text.split(",") if word.strip())
 
 
 def _with_recipe(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -304,6 +320,17 @@ def _merge(options: argparse.Namespace) -> int:
         weights = options.weights or (1 / len(names),) * len(names)
         folder = merge_several(recipes, Mix(weights, options.method, options.density), Path(options.output), how)
     return 1 if read_json(folder / "parity.json")["problems"] else 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    recipe = _load(options)
+    from sft.export import Options, export
+
+    llama_cpp = Path(options.llama_cpp) if options.llama_cpp else None
+    problems = export(recipe, options.to, Options(options.gguf, llama_cpp, options.push))
+    for problem in problems:
+        print(f"sft: past the tolerance: {problem}", file=sys.stderr)
+    return 1 if problems else 0
 
 
 def _row(text: str) -> dict[str, Any]:

@@ -47,7 +47,7 @@ class Codec:
 
     def prompts(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         """The ids that the model reads before it writes, one list a prompt, without padding."""
-        batch = self._prompts.encode_batch_fast([self._written(prompt) for prompt in prompts], add_special_tokens=False)
+        batch = self._prompts.encode_batch_fast([self.written(prompt) for prompt in prompts], add_special_tokens=False)
         alone = [int(self.tokenizer.bos_token_id if self.tokenizer.bos_token_id is not None else self.end[0])]
         return [self.start + encoding.ids or alone for encoding in batch]
 
@@ -124,7 +124,7 @@ class Codec:
         known = not (self._parts.isdisjoint(before) and self._parts.isdisjoint(after))  # unknown ones may become one
         return known and self._parts.isdisjoint(x + y for x in before for y in after)
 
-    def _written(self, prompt: Prompt) -> str:
+    def written(self, prompt: Prompt) -> str:
         """A prompt as the text that is tokenised."""
         if not self.chat:
             return as_text(prompt)

@@ -1,5 +1,6 @@
 """How far two models are apart on the same tokens: logits, distributions, first choices and the loss on outputs."""
 
+import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,9 @@ def recorded(rows: Sequence[Mapping[str, list[int]]], logits: Logits, folder: Pa
     folder.mkdir(parents=True)
     files = {tuple(row["input_ids"]): folder / f"{number}.npy" for number, row in enumerate(rows)}
     for ids, file in files.items():
-        np.save(file, logits(list(ids)))
+        stream = io.BytesIO()  # into a file, numpy does not say why it cannot write
+        np.save(stream, logits(list(ids)))
+        file.write_bytes(stream.getvalue())
     return lambda ids: np.load(files[tuple(ids)])
 
 

@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +225,38 @@ def _save(tokenizer: Any, factory: pytest.TempPathFactory, name: str, **settings
     folder = factory.mktemp(name)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **settings).save_pretrained(folder)
     return folder
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "llama_cpp: runs in llama.cpp, where it and its converter are there")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    wanting = [item for item in items if "llama_cpp" in item.keywords]
+    if wanting and (why := _no_llama_cpp()):
+        for item in wanting:
+            item.add_marker(pytest.mark.skip(reason=why))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say whether llama.cpp was there, which a row of dots does not."""
+    reports = [report for some in terminalreporter.stats.values() for report in some if hasattr(report, "outcome")]
+    kinds = [report.outcome for report in reports if "llama_cpp" in report.keywords and report.when != "teardown"]
+    if "skipped" in kinds:
+        terminalreporter.write_line(f"GGUF NOT TESTED, {kinds.count('skipped')} tests skipped: {_no_llama_cpp()}")
+    elif kinds:
+        terminalreporter.write_line("GGUF was tested in llama.cpp")
+
+
+def _no_llama_cpp() -> str | None:
+    """Why GGUF cannot be tested, or None where it can."""
+    from sft.export.gguf import cached
+
+    if find_spec("llama_cpp") is None:
+        return "llama-cpp-python is not installed (pip install -e '.[gguf]')"
+    if not os.environ.get("LLAMA_CPP") and not cached().is_dir():
+        return "llama.cpp's converter is not here; `sft export --to gguf` fetches it, or LLAMA_CPP names a checkout"
+    return None
 
 
 @pytest.fixture(scope="session")

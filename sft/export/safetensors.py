@@ -1,0 +1,31 @@
+"""safetensors: the merged folder under a name of its own, for transformers and for whatever else reads such folders."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from sft import parity
+from sft.export import Source, travel
+
+NEEDS: dict[str, str] = {}
+
+
+def write(source: Source, folder: Path) -> dict[str, Any]:
+    """Write the folder, its weights as links where the file system has them, and read it back by transformers alone."""
+    from transformers import AutoModelForCausalLM
+
+    travel(source, folder)
+    for file in source.merged.glob("*.safetensors*"):
+        _link(file, folder / file.name)
+    back = AutoModelForCausalLM.from_pretrained(folder, dtype="float32", use_safetensors=True)
+    found = parity.measure(source.rows, parity.of_model(source.artifact.model), parity.of_model(back))
+    tolerance = parity.TOLERANCE["float32"]
+    return found | {"problems": parity.verdict(found, tolerance), "table": parity.as_table(found, tolerance)}
+
+
+def _link(file: Path, place: Path) -> None:
+    try:
+        os.link(file, place)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(file, place)
