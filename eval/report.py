@@ -232,7 +232,8 @@ def summary(recipe: Recipe, trained: dict[str, Any], scores: dict[str, Any]) -> 
             "the weights of the last step"
             if trained["best_step"] is None
             else f"the weights of step {trained['best_step']:,}, chosen by the held-out rows, whose scores are thus a "
-            "little better than those of rows that nothing was chosen by; final_model/ has those of the last step",
+            "little better than those of rows that nothing was chosen by"
+            + ("; final_model/ has those of the last step" if recipe.lora is None else ""),
         ),
         (
             "Peak memory",

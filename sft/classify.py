@@ -18,7 +18,7 @@ from sft.codec import Codec
 from sft.counts import Counts
 from sft.data import codec_of, max_length
 from sft.fit import automatic, card_memory
-from sft.model import load_classifier
+from sft.model import check_model, load_classifier
 from sft.recipe import Recipe
 from sft.run import claim, finished
 from sft.show import say
@@ -51,6 +51,7 @@ def train(recipe: Recipe) -> Path:
     use_all_cores(args)
     with PartialState().main_process_first():
         tokenizer = load_tokenizer(recipe)
+        check_model(recipe, tokenizer)
         rows = labelled(recipe, tokenizer)
         claim(recipe, rows.key)
     if finished(recipe):
