@@ -52,7 +52,7 @@ def trained(
         key = json.dumps([kind, tokenizer, config, changes])
         if key not in made:
             folder = tmp_path_factory.mktemp(kind)
-            shape = {"num_key_value_heads": 2} if kind in ("llama", "mistral", "gemma3_text") else {}
+            shape = {"num_key_value_heads": 2} if kind in ("llama", "mistral", "qwen2", "gemma3_text") else {}
             tiny_model(folder / "model", request.getfixturevalue(tokenizer), kind, **(shape | (config or {})))
             if changes.get("template") == "own.py":
                 (folder / "own.py").write_text(OWN_TEMPLATE, encoding="utf-8")
@@ -128,6 +128,7 @@ def test_a_graph_of_another_model_is_past_the_tolerance(llama: Recipe) -> None:
     assert parity.verdict(found, parity.TOLERANCE["float32"])
 
 
+OWN_BPE = [("gemma3_text", "gpt2_like"), ("qwen2", "gpt2_like")]
 CASES = [
     ("gpt2", "gpt2_like"),
     ("gpt_neox", "neox_like"),
@@ -137,7 +138,7 @@ CASES = [
 
 
 @pytest.mark.llama_cpp
-@pytest.mark.parametrize(("kind", "tokenizer"), [*CASES, ("mistral", "metaspace_like"), ("gemma3_text", "gpt2_like")])
+@pytest.mark.parametrize(("kind", "tokenizer"), [*CASES, *OWN_BPE, ("mistral", "metaspace_like")])
 def test_llama_cpp_gives_the_ids_and_the_logits(kind: str, tokenizer: str, trained: Callable[..., Recipe]) -> None:
     recipe = trained(kind, tokenizer)
     assert export(recipe, ["gguf"], Options(gguf=("f32",))) == []

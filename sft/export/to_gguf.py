@@ -14,6 +14,11 @@ from typing import Any
 UNSUPPORTED = 3
 """Exit status where llama.cpp has no such architecture."""
 
+QWEN2 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""The expression by which transformers has every tokenizer of a Qwen2 cut text, also one that was trained on rows."""
+
 
 def main(job: dict[str, Any]) -> int:
     """Convert `job["model"]` to the file `job["out"]` with weights of the type `job["type"]`."""
@@ -48,7 +53,7 @@ def main(job: dict[str, Any]) -> int:
             self.gguf_writer.add_eos_token_id(job["eos"])
 
         def get_vocab_base_pre(self, tokenizer: Any) -> str:
-            return "gpt-2" if _cuts_as_gpt2(spec) else str(super().get_vocab_base_pre(tokenizer))
+            return _cut(spec) or str(super().get_vocab_base_pre(tokenizer))
 
         def _write_byte_fallback(self) -> None:
             tokens = _byte_fallback(spec, config["vocab_size"])
@@ -81,11 +86,15 @@ def settings(config: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-def _cuts_as_gpt2(spec: dict[str, Any]) -> bool:
-    """Whether a byte-level BPE cuts text into words by GPT-2's expression, as tokenizers' ByteLevel does. The converter
-    knows tokenizers by the ids they give to a text of its own, and so none that was trained on a user's rows."""
+def _cut(spec: dict[str, Any]) -> str | None:
+    """llama.cpp's name for how a byte-level BPE cuts text into words, where that is GPT-2's or Qwen2's way. The
+    converter knows tokenizers by the ids they give to a text of its own, and so none that was trained on rows."""
     cut = spec["pre_tokenizer"] or {}
-    return cut.get("type") == "ByteLevel" and bool(cut.get("use_regex", True)) and not cut["add_prefix_space"]
+    split, *rest = cut.get("pretokenizers", [cut])
+    if split.get("pattern") == {"Regex": QWEN2} and [step["type"] for step in rest] == ["ByteLevel"]:
+        return "qwen2"
+    by_bytes = split.get("type") == "ByteLevel" and not rest
+    return "gpt-2" if by_bytes and split.get("use_regex", True) and not split["add_prefix_space"] else None
 
 
 def _byte_fallback(spec: dict[str, Any], size: int) -> list[tuple[str, float, str]]:
