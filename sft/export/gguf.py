@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from sft import UserError, parity
 from sft.codec import Codec
+from sft.data import max_length
 from sft.export import Options, Source, travel
 from sft.export.to_gguf import UNSUPPORTED, settings
 from sft.files import read_json, whole_folder, write_json
@@ -52,7 +53,7 @@ ODD = (
 def write(source: Source, folder: Path) -> dict[str, Any]:
     """Write `NAME-TYPE.gguf` for each type asked for, and compare each; `NAME-lora.gguf` goes with the base's GGUF."""
     kinds, name = source.options.gguf, source.recipe.folder.name
-    report: dict[str, Any] = {"problems": []}
+    report: dict[str, Any] = {"problems": unseen(source)}
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         reference = parity.recorded(source.rows, parity.of_model(source.artifact.model), Path(scratch) / "reference")
         for kind in kinds:
@@ -257,6 +258,15 @@ def judged(compared: dict[str, Any], kind: str) -> list[str]:
             f"in training, such as {tokens['examples'][0]!r}"
         )
     return problems
+
+
+def unseen(source: Source) -> list[str]:
+    """What the rows that are compared may be too short to show: llama.cpp runs a Mistral without its sliding window."""
+    config = source.artifact.model.config
+    window = config.sliding_window if config.model_type == "mistral" else None
+    if window and window < max_length(source.recipe):
+        return [f"llama.cpp attends to more than the last {window} tokens of this model: texts longer than that differ"]
+    return []
 
 
 class Opened:

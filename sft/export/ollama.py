@@ -31,7 +31,7 @@ def write(source: Source, folder: Path) -> dict[str, Any]:
     found = gguf.compare(source, folder / "model.gguf", parity.of_model(source.artifact.model))
     found |= {"bytes": (folder / "model.gguf").stat().st_size}
     tried, wrong = _tried(source, folder, go)
-    problems = gguf.judged(found, kind)
+    problems = gguf.unseen(source) + gguf.judged(found, kind)
     problems += [f"{len(wrong)} prompts get other ids than in training, such as {wrong[0]!r}"] if wrong else []
     lines = [
         gguf.shown({kind: found}),
