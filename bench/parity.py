@@ -1,10 +1,12 @@
-"""How far a merged model is from the one that was trained: every architecture that a recipe names, by each route.
+"""How far a model is from the one that was trained: merged by each route, and in each program that it is exported to.
 
     python bench/parity.py [ARCHITECTURE ...]
 
-For each architecture and quantisation of the shipped recipes a small model is trained on tales, an adapter on riddle
-tales after it, and the two are merged through the disk, loaded afresh and compared on held-out rows. It prints a table
-in Markdown; a minute for each line on one core is plenty.
+For each architecture of the shipped recipes a small model is trained on tales and an adapter on riddle tales after it,
+by LoRA, and by QLoRA where a recipe does that. Adapter and base are merged through the disk, exported, opened afresh
+and compared on held-out rows. It prints a table in Markdown: the difference of the logits over their spread, of merged
+models to the one that was trained, of exports to the merged one; `*` is past the tolerance, and a greedy text that
+differs too. A minute or two for each line on one core; GGUF needs llama-cpp-python.
 """
 
 import contextlib
@@ -12,11 +14,11 @@ import io
 import json
 import sys
 import tempfile
-from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from sft import facts
+from sft import UserError, export, facts
 from sft.files import read_json
 from sft.merge import Options, merge
 from sft.recipe import Recipe, load, shipped
@@ -42,9 +44,12 @@ SHAPED = ("use_parallel_residual", "multi_query", "parallel_attn", "bias", "alib
           "new_decoder_architecture", "activation_function", "tie_word_embeddings")  # fmt: skip
 """Keys of a published config that make the architecture what it is, whatever its size."""
 
-FIGURES = {"logits, largest": "largest_logit_difference", "of their spread": "relative_difference",
-           "KL, mean": "mean_kl", "KL, largest": "largest_kl", "loss": "loss_difference"}  # fmt: skip
-"""Column -> figure of `sft.parity.measure`."""
+COLUMNS = {
+    "none": {"LoRA, float32": "float32", "LoRA, bfloat16": "bfloat16"},
+    "4bit": {"QLoRA, dequantised base": "dequantized", "QLoRA, original base": "original"},
+}
+"""Quantisation -> column -> dtype or route of the merge."""
+TYPES = ("f32", "q8_0")
 
 
 def cases() -> dict[tuple[str, str], dict[str, Any]]:
@@ -82,34 +87,57 @@ def trained(folder: Path, config: dict[str, Any], quantization: str, steps: int 
     return load(folder / "adapter.yaml")
 
 
-def routes(quantization: str) -> Iterator[Options]:
-    """The ways to merge that are compared."""
-    for dtype in ("float32", "bfloat16", "float16"):
-        yield Options("dequantized", dtype)
-    if quantization != "none":
-        yield Options("original", "float32")
+def merged(recipe: Recipe) -> dict[str, str]:
+    """Column -> how far the merged model is from the one that was trained."""
+    cells = {}
+    for column, how in COLUMNS[recipe.quantization].items():
+        options = Options(dtype=how) if recipe.quantization == "none" else Options(how, "float32")
+        with contextlib.redirect_stdout(io.StringIO()):
+            cells[column] = cell(read_json(merge(recipe, options) / "parity.json"))
+    return cells
 
 
-def line(kind: str, quantization: str, found: dict[str, Any]) -> str:
-    """A row of the table."""
-    cells = [kind, quantization, found["route"] or "", found["dtype"]]
-    cells += [f"{found[name]:.1e}" for name in FIGURES.values()] + ["past it" if found["problems"] else ""]
-    return f"| {' | '.join(cells)} |"
+def exported(recipe: Recipe) -> dict[str, str]:
+    """Column -> how far an export is from the merged model, the farthest of the files that it is made of."""
+    cells = {}
+    for target, files in (("onnx", {"ONNX": ()}), ("gguf", {f"GGUF {kind}": (kind,) for kind in TYPES})):
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
+                export.export(recipe, [target], export.Options(gguf=TYPES))
+        except UserError:  # what llama.cpp does not run, or it is not installed
+            cells |= dict.fromkeys(files, "none")
+            continue
+        report = read_json(recipe.folder / "export" / target / "parity.json")
+        for column, names in files.items():
+            found = [v for k, v in report.items() if isinstance(v, dict) and "mean_kl" in v and k in (names or [k])]
+            worst = max(found, key=lambda figures: figures["relative_difference"])
+            cells[column] = cell(
+                worst | {"problems": [p for p in report["problems"] if not names or names[0] in p or ".gguf" not in p]}
+            )
+    return cells
+
+
+def cell(found: dict[str, Any]) -> str:
+    return f"{found['relative_difference']:.0e}" + ("*" if found["problems"] else "")
 
 
 def main(wanted: list[str]) -> None:
     """Print the table, a line as soon as it is known."""
-    header = ["architecture", "base", "route", "dtype", *FIGURES, "tolerance"]
-    print(f"| {' | '.join(header)} |\n|{'---|' * len(header)}")
-    for (kind, quantization), config in cases().items():
+    found = cases()
+    header = [*COLUMNS["none"], *COLUMNS["4bit"], "ONNX", *(f"GGUF {kind}" for kind in TYPES)]
+    print(f"| architecture | {' | '.join(header)} |\n|---|{'---|' * len(header)}")
+    for kind in dict.fromkeys(kind for kind, _ in found):
         if wanted and kind not in wanted:
             continue
         with tempfile.TemporaryDirectory() as name:
-            recipe = trained(Path(name), config, quantization)
-            for options in routes(quantization):
-                with contextlib.redirect_stdout(io.StringIO()):
-                    folder = merge(recipe, options)
-                print(line(kind, quantization, read_json(folder / "parity.json")), flush=True)
+            config = found.get((kind, "none")) or found[kind, "4bit"]
+            recipe = trained(Path(name), config, "none")
+            cells = merged(recipe) | exported(recipe)
+            if (kind, "4bit") in found:
+                cells |= merged(trained(Path(name), config, "4bit"))
+        print(f"| {kind} | {' | '.join(cells.get(column, '') for column in header)} |", flush=True)
+    if not find_spec("llama_cpp"):
+        print("\nGGUF was not tried: llama-cpp-python is not installed.")
 
 
 if __name__ == "__main__":
