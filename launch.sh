@@ -45,8 +45,7 @@ if [ "${1:-}" = test ]; then
   exit
 fi
 
-# Freed buffers stay in the process: on a CPU, giving them back costs a quarter of the time in page faults.
-export MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=4294967296 TOKENIZERS_PARALLELISM=true
+export TOKENIZERS_PARALLELISM=true
 case "${1:-}" in "" | *=*) set -- "$here/recipes/quickstart.yaml" "$@" ;; esac
 recipe=$1; shift
 set_up

@@ -1,16 +1,25 @@
 """What a model writes after the prompts of training: in batches of like length, bounded in memory."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import copy
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
+from transformers import DynamicCache, GenerationConfig
 
 from sft import UserError
 from sft.codec import Codec
 from sft.loss import batches_by_length
+
+PIECE = 16
+"""Tokens after which the rows that ended leave their batch."""
+OF_A_TOKEN = {
+    *("max_new_tokens", "do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty"),
+    *("no_repeat_ngram_size", "eos_token_id", "pad_token_id", "bos_token_id", "transformers_version"),
+}
+"""Settings of generation that look at a token and those before it, and so may be told anew at each piece. With any
+other, such as beams, a batch is written in one go."""
 
 
 @torch.no_grad()
@@ -26,19 +35,40 @@ def write(
         width = max(len(prompts[i]) for i in batch)
         if width >= limit:
             raise UserError(f"a prompt has {width} tokens, and the model {limit} positions; shorten the prompt")
-        ids = [[codec.pad] * (width - len(prompts[i])) + list(prompts[i]) for i in batch]
-        mask = [[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in batch]
-        room = copy(config)
-        room.max_new_tokens = min(config.max_new_tokens, limit - width)
-        output = model.generate(
-            input_ids=torch.tensor(ids, device=model.device),
-            attention_mask=torch.tensor(mask, device=model.device),
-            generation_config=room,
-            tokenizer=codec.tokenizer,
-        )
-        for i, row in zip(batch, output[:, width:].tolist(), strict=True):
+        room = min(config.max_new_tokens, limit - width)
+        for i, row in zip(batch, _continued(model, codec, [prompts[i] for i in batch], config, room), strict=True):
             written[i] = read(codec, row)
     return [written[i] for i in range(len(prompts))]
+
+
+def _continued(
+    model: Any, codec: Codec, prompts: Sequence[Sequence[int]], config: GenerationConfig, room: int
+) -> list[list[int]]:
+    """The ids after each prompt, written piece by piece: a row that ended leaves the batch, and costs no more."""
+    width, settings = max(map(len, prompts)), copy(config)
+    in_pieces = config.to_diff_dict().keys() <= OF_A_TOKEN
+    cache = DynamicCache(config=model.config) if in_pieces else None
+    ids = torch.tensor([[codec.pad] * (width - len(row)) + list(row) for row in prompts], device=model.device)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompts], device=model.device)
+    outputs: dict[int, list[int]] = {}
+    going = list(range(len(prompts)))
+    while going:
+        left = room - (ids.shape[1] - width)
+        settings.max_new_tokens = min(left, PIECE) if in_pieces else left
+        more = {"past_key_values": cache} if in_pieces else {}
+        ids = model.generate(
+            input_ids=ids, attention_mask=mask, generation_config=settings, tokenizer=codec.tokenizer, **more
+        )
+        rows = ids[:, width:].tolist()
+        full = not in_pieces or len(rows[0]) >= room
+        stay = [n for n, row in enumerate(rows) if not full and codec.end[-1] not in row]
+        outputs |= {going[n]: row for n, row in enumerate(rows) if n not in stay}
+        going = [going[n] for n in stay]
+        if cache is not None and going:
+            kept = torch.tensor(stay, device=model.device)
+            cache.batch_select_indices(kept)
+            ids, mask = ids[kept], torch.nn.functional.pad(mask[kept], (0, ids.shape[1] - mask.shape[1]), value=1)
+    return [outputs[i] for i in range(len(prompts))]
 
 
 def read(codec: Codec, ids: list[int]) -> tuple[str, bool]:
@@ -64,3 +94,17 @@ def _batches(lengths: list[int], new: int, limit: int, batch_tokens: int) -> Ite
 def as_base(model: Any) -> AbstractContextManager[Any]:
     """Within, an adapted model answers as its base."""
     return model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext()
+
+
+@contextmanager
+def answering(model: Any) -> Iterator[None]:
+    """Within, an adapter in fp32 is part of the weights: at each token that saves two products a layer, and changes
+    what fp32 rounds. Weights of fewer bits are left alone, in which the merged model would be another."""
+    merge = hasattr(model, "merge_adapter") and all(p.dtype == torch.float32 for p in model.parameters())
+    if merge:
+        model.merge_adapter()
+    try:
+        yield
+    finally:
+        if merge:
+            model.unmerge_adapter()

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 
-from eval.generate import as_base, write
+from eval.generate import answering, as_base, write
 from eval.ngrams import NAMES, ngram_losses
 from eval.score import score
 from sft import UserError
@@ -17,7 +17,7 @@ from sft.codec import Codec
 from sft.data import Tokens, codec_of, prepare
 from sft.files import damage, read_json, sizes, whole_folder, write_json, write_text
 from sft.loss import output_losses
-from sft.model import decoding, load_base, load_trained
+from sft.model import decoding, keep_freed_memory, load_base, load_trained
 from sft.recipe import Recipe
 from sft.run import check_owner, finished
 from sft.show import say
@@ -47,6 +47,7 @@ def evaluate_run(recipe: Recipe) -> Path:
             say(f"{folder}: up to date")
             return folder
 
+    keep_freed_memory()
     config = decoding(recipe, codec)
     shown = bool(template.metrics or template.picture)
     rows = chosen(tokens.test, recipe.eval.rows if shown else min(recipe.eval.rows, 4), recipe.eval.seed)
@@ -57,7 +58,8 @@ def evaluate_run(recipe: Recipe) -> Path:
         if recipe.lora is not None:
             with as_base(model):
                 predict(model, codec, tokens.test, rows, config, recipe, part / "base")
-        predict(model, codec, tokens.test, rows, config, recipe, part / "tuned")
+        with answering(model):
+            predict(model, codec, tokens.test, rows, config, recipe, part / "tuned")
         if recipe.scratch is not None:
             _predict_scratch(recipe, recipe.scratch, tokens.test, rows, part)
         for order in recipe.eval.ngrams:

@@ -14,11 +14,11 @@ from transformers import DataCollatorWithPadding, PreTrainedTokenizerFast, Print
 
 from data_templates import as_text
 from sft import UserError
+from sft.choices import by_machine, settle
 from sft.codec import Codec
 from sft.counts import Counts
 from sft.data import codec_of, max_length
-from sft.fit import automatic, card_memory
-from sft.model import check_model, load_classifier
+from sft.model import check_model, keep_freed_memory, load_classifier
 from sft.recipe import Recipe
 from sft.run import claim, finished
 from sft.show import say
@@ -47,7 +47,9 @@ def train(recipe: Recipe) -> Path:
     It starts from the recipe's model, or from nothing where that is a mapping. A run that is finished is left as it
     is; one that was interrupted goes on from its last whole checkpoint.
     """
-    args = arguments(automatic(recipe, card_memory(recipe)))
+    keep_freed_memory()
+    choices = by_machine(recipe)
+    args = arguments(settle(recipe, choices))
     use_all_cores(args)
     with PartialState().main_process_first():
         tokenizer = load_tokenizer(recipe)
@@ -78,6 +80,7 @@ def train(recipe: Recipe) -> Path:
         "counts": {"train": vars(_counts(rows.train)), "test": vars(_counts(rows.test))},
         "tokens": rows.key,
         "prompt_format": "plain",
+        "choices": [vars(choice) for choice in choices],
         "example": [(f"{first['text']} → ", False), (first["name"], True)],
     }
     return run(recipe, trainer, tokenizer, data)

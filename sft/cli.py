@@ -1,6 +1,7 @@
 """The command line. Stages are named as text and imported when they run, so that `sft --help` answers at once."""
 
 import argparse
+import gc
 import importlib
 import importlib.util
 import json
@@ -47,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if rest:  # overrides that stand behind an option
         options.overrides += rest
     signal.signal(signal.SIGTERM, _terminate)
+    gc.set_threshold(100_000, 50, 100)  # what is imported is no garbage; to look for it would take a fifth of the time
     _quieten()
     try:
         return int(options.run(options) or 0)

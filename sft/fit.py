@@ -176,6 +176,17 @@ def automatic(recipe: Recipe, size: int | None) -> Recipe:
     return recipe.model_copy(update={"trainer": recipe.trainer | batch})
 
 
+def checkpointing_needed(recipe: Recipe, size: int) -> tuple[bool, str]:
+    """Whether a recipe fits into a card of `size` bytes only with activation checkpointing, which costs a third more
+    time; and the sentence that says so. A model that cannot be traced is checkpointed."""
+    plain = recipe.model_copy(update={"trainer": recipe.trainer | {"activation_checkpointing": False}})
+    try:
+        needed = _needed(step_of(plain)[1])
+    except Exception as error:  # an unusual model shall train all the same
+        return True, f"the memory without it cannot be foreseen ({type(error).__name__}: {error})"
+    return needed > size, f"without it, training needs {gib(needed)} of the card's {gib(size)}"
+
+
 def card_memory(recipe: Recipe) -> int | None:
     """The memory of the card that training runs on, in bytes; None on a CPU."""
     import torch

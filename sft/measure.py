@@ -8,9 +8,10 @@ import torch
 from datasets import Dataset
 
 from sft import UserError
+from sft.choices import by_machine, settle
 from sft.counts import Counts
 from sft.data import MASKED, Tokens
-from sft.fit import CONTEXT, SLACK, automatic, card_memory, gib, predicted, step_of
+from sft.fit import CONTEXT, SLACK, gib, predicted, step_of
 from sft.model import device
 from sft.recipe import Recipe
 from sft.show import say, table
@@ -32,7 +33,7 @@ def measure(recipe: Recipe) -> None:
     where = device(recipe)
     if where == "cpu":
         raise UserError("there is no GPU to measure on; `sft fit` without --measure predicts what one would need")
-    recipe = automatic(recipe, card_memory(recipe))
+    recipe = settle(recipe, by_machine(recipe))
     _, step = step_of(recipe)
     foreseen = predicted(recipe, step.rows)
     torch.cuda.reset_peak_memory_stats(where)

@@ -297,17 +297,17 @@ def _placed(model: Any, recipe: Recipe) -> Any:
 
 
 def _trained(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast", adapter: Path) -> Any:
-    """The model that was trained. Loaded as for training, a CPU's 4-bit layers stay as they were trained."""
+    """The model that was trained, as it is scored. A CPU's 4-bit layers are left as they were in training."""
     if recipe.lora is None:
         return load_trained(recipe, tokenizer)
-    return _with_adapter(load_base(recipe, tokenizer, training=True), adapter)
+    return _with_adapter(load_base(recipe, tokenizer, exact=True), adapter)
 
 
 def _alone(
     recipes: Sequence[Recipe], mix: Mix, tokenizer: "PreTrainedTokenizerFast", adapter: Path
 ) -> list[dict[str, Any]]:
     """Of each run: its weight, and the loss on its own held-out rows by its adapter alone and by the sum."""
-    model = _with_adapter(load_base(recipes[0], tokenizer, training=True), adapter, "sum")
+    model = _with_adapter(load_base(recipes[0], tokenizer, exact=True), adapter, "sum")
     found = []
     for number, (recipe, weight) in enumerate(zip(recipes, mix.weights, strict=True)):
         model.load_adapter(str(recipe.trained), adapter_name=f"run_{number}")

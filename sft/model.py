@@ -1,5 +1,7 @@
 """Base model, quantisation and adapter of a recipe, each checked after it was made."""
 
+import ctypes
+import platform
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +16,9 @@ from sft.tokenizer import unreachable
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Of glibc's malloc.h."""
 
 
 def check_model(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast") -> None:
@@ -56,9 +61,12 @@ def check_model(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast") -> None:
                 )
 
 
-def load_base(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast", training: bool = False) -> "PreTrainedModel":
+def load_base(
+    recipe: Recipe, tokenizer: "PreTrainedTokenizerFast", training: bool = False, exact: bool = False
+) -> "PreTrainedModel":
     """The base model with its quantisation, on the device at hand; a new model is made from `trainer.seed`.
 
+    `exact` leaves a CPU's 4-bit layers as training has them; else they are repacked when they first answer, to be fast.
     Raises UserError where the model cannot be reached, is not safetensors, or cannot be quantised.
     """
     from transformers import AutoModelForCausalLM, set_seed
@@ -68,7 +76,7 @@ def load_base(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast", training: bo
         set_seed(int(recipe.trainer.get("seed", 42)))
         return AutoModelForCausalLM.from_config(_config(recipe, tokenizer)).to(device(recipe))
 
-    options = {"dtype": _dtype(recipe)} | (recipe.trainer.get("model_init_kwargs") or {})
+    options = {"dtype": _dtype(recipe, training)} | (recipe.trainer.get("model_init_kwargs") or {})
     if recipe.quantization != "none":
         options["quantization_config"] = quantization_config(recipe.quantization)
     options.setdefault("device_map", {"": device(recipe)})
@@ -79,7 +87,7 @@ def load_base(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast", training: bo
         message = _no_safetensors(_name(recipe)) if missing else unreachable(_name(recipe), "model", error)
         raise UserError(message) from error
     if recipe.quantization != "none":
-        _check_quantized(model, _name(recipe), training)
+        _check_quantized(model, _name(recipe), training or exact)
     return model
 
 
@@ -182,12 +190,27 @@ def without_bars() -> None:
         logging.disable_progress_bar()
 
 
-def _dtype(recipe: Recipe) -> Any:
-    """Frozen weights in bf16 where a GPU has it, as memory counts there; trained weights and the CPU's in fp32."""
+def _dtype(recipe: Recipe, training: bool = False) -> Any:
+    """Frozen weights in bf16 where a GPU has it, as memory counts there; trained weights and the CPU's in fp32.
+
+    On a CPU, training in bf16 has the frozen weights in it as well: products round them to it in any case.
+    """
     import torch
 
-    frozen = recipe.lora is not None
-    return torch.bfloat16 if frozen and device(recipe) != "cpu" and has_bf16() else torch.float32
+    frozen = recipe.lora is not None and has_bf16()
+    if frozen and device(recipe) == "cpu":
+        frozen = training and recipe.quantization == "none" and bool(recipe.trainer.get("bf16", True))
+    return torch.bfloat16 if frozen else torch.float32
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep buffers that a model on a CPU frees at each layer: to give them back and get them anew, page by
+    page, costs up to a quarter of the time. (MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_ of the environment do
+    the same, but only for who knows of them.)"""
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_THRESHOLD, 2**30)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def _no_safetensors(name: str) -> str:
@@ -241,7 +264,7 @@ def quantization_config(kind: str) -> Any:
     )
 
 
-def _check_quantized(model: "PreTrainedModel", name: str, training: bool) -> None:
+def _check_quantized(model: "PreTrainedModel", name: str, exact: bool) -> None:
     """Falcon says it is loaded in 4 bits with no layer quantised: count them."""
     import bitsandbytes
 
@@ -253,5 +276,5 @@ def _check_quantized(model: "PreTrainedModel", name: str, training: bool) -> Non
     for layer in layers:
         # On CPUs with avx512_bf16 one forward without gradients repacks a 4-bit layer in place, for speed. After that
         # every training step gets wrong gradients, silently; and it fails where 32 and 64 do not divide the sizes.
-        if training or layer.out_features % 32 or layer.in_features % 64:
+        if exact or layer.out_features % 32 or layer.in_features % 64:
             layer.support_avx512bf16_for_cpu = False

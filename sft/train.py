@@ -30,11 +30,12 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from sft import UserError
 from sft.check import refuse
+from sft.choices import ByLength, by_machine, by_rows, row_lengths, settle
 from sft.data import MASKED, Tokens, codec_of, max_length, prepare
 from sft.files import checksums, damage, read_json, sizes, whole_folder, write_json
-from sft.fit import automatic, card_memory, predicted
+from sft.fit import predicted
 from sft.loss import output_losses, supervised_logits
-from sft.model import add_adapter, check_model, decoding, has_bf16, load_base
+from sft.model import add_adapter, check_model, decoding, keep_freed_memory, load_base
 from sft.recipe import Recipe
 from sft.run import claim, finished
 from sft.show import counts_line, masked_example, pieces, say
@@ -48,7 +49,10 @@ def train(recipe: Recipe) -> Path:
 
     A run that is finished is left as it is; one that was interrupted goes on from its last whole checkpoint.
     """
-    args = arguments(automatic(recipe, card_memory(recipe)))
+    keep_freed_memory()
+    choices = by_machine(recipe)
+    settled = settle(recipe, choices)
+    args = arguments(settled)
     use_all_cores(args)
     with PartialState().main_process_first():
         tokenizer = load_tokenizer(recipe)
@@ -66,17 +70,25 @@ def train(recipe: Recipe) -> Path:
     first = tokens.train[0]
     say(masked_example(codec, first["input_ids"], first["labels"]))
 
-    model = load_base(recipe, tokenizer, training=True)
+    model = load_base(settled, tokenizer, training=True)
+    choices += by_rows(settled, tokens.train, model.config, args.world_size)
+    settled = settle(recipe, choices)
+    args = arguments(settled)
+    for choice in choices:
+        say(f"chosen: {choice}")
+    if attention := (settled.trainer.get("model_init_kwargs") or {}).get("attn_implementation"):
+        model.set_attn_implementation(attention)
     if recipe.lora is not None:
         model = add_adapter(model, recipe)
-    trainer = make_trainer(recipe, model, tokenizer, tokens, args)
+    trainer = make_trainer(settled, model, tokenizer, tokens, args)
     data = {
         "counts": {side: vars(counts) for side, counts in tokens.counts.items()},
         "tokens": tokens.key,
         "prompt_format": "chat" if codec.chat else "plain",
         "example": pieces(codec.tokenizer, first["input_ids"], first["labels"]),
+        "choices": [vars(choice) for choice in choices],
     }
-    return run(recipe, trainer, tokenizer, data)
+    return run(settled, trainer, tokenizer, data)
 
 
 def run(recipe: Recipe, trainer: Trainer, tokenizer: PreTrainedTokenizerFast, data: dict[str, Any]) -> Path:
@@ -148,6 +160,13 @@ class OutputTrainer(SFTTrainer):
             or self.label_smoother is not None
             or self.aux_loss_enabled
         )
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        args = self.args
+        step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        return ByLength(row_lengths(self.train_dataset), step, args.data_seed or args.seed)
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
@@ -242,10 +261,8 @@ class MarkWhole(TrainerCallback):
 
 
 def arguments(recipe: Recipe) -> SFTConfig:
-    """The recipe's SFTConfig, with defaults that suit this machine where the recipe says nothing."""
+    """The SFTConfig of a recipe with the machine's choices in it, and some defaults of our own."""
     own: dict[str, Any] = {
-        "bf16": has_bf16(),
-        "activation_checkpointing": recipe.trainer.get("gradient_checkpointing", torch.cuda.is_available()),
         "use_cpu": not torch.cuda.is_available(),
         "logging_nan_inf_filter": False,
         "save_total_limit": 2,
@@ -253,12 +270,11 @@ def arguments(recipe: Recipe) -> SFTConfig:
         "disable_tqdm": True,
         "per_device_eval_batch_size": 8,
     }
-    if own["bf16"] and recipe.trainer.get("fp16"):
-        own["bf16"] = False
     fixed = {"output_dir": str(recipe.folder / "checkpoints"), "dataset_kwargs": {"skip_prepare_dataset": True}}
     settings = own | recipe.trainer | fixed
-    for used in ("model_init_kwargs", "gradient_checkpointing"):  # by sft.model; and under its new name above
-        settings.pop(used, None)
+    settings.pop("model_init_kwargs", None)  # used by sft.model
+    if "gradient_checkpointing" in settings:  # its name before transformers 5
+        settings["activation_checkpointing"] = settings.pop("gradient_checkpointing")
     try:
         args = SFTConfig(**settings)
     except Exception as error:

@@ -44,7 +44,7 @@ GPT: dict[str, Any] = {"model_type": "gpt2", "n_layer": 1, "n_head": 2, "n_embd"
 TRAINER = {"max_length": 64, "max_steps": -1, "num_train_epochs": 12, "learning_rate": 1e-2, "logging_steps": 2,
            "per_device_train_batch_size": 4, "eval_strategy": "epoch", "save_strategy": "epoch", "bf16": False,
            "load_best_model_at_end": True, "metric_for_best_model": "eval_loss",
-           "greater_is_better": False}  # fmt: skip
+           "greater_is_better": False, "train_sampling_strategy": "random"}  # fmt: skip
 
 
 def write_vocabulary(folder: Path, tokens: list[str] = TOKENS) -> Path:

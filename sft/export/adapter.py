@@ -54,7 +54,7 @@ def _compare(source: Source, folder: Path) -> dict[str, Any]:
     from sft.model import load_base
 
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        base = load_base(source.recipe, source.tokenizer, training=True)
+        base = load_base(source.recipe, source.tokenizer, exact=True)
         model = PeftModel.from_pretrained(base, str(source.recipe.trained))
         reference = parity.recorded(source.rows, parity.of_model(model), Path(scratch) / "logits")
         again = PeftModel.from_pretrained(model.unload(), str(folder))
