@@ -205,7 +205,7 @@ def processors(config: GenerationConfig) -> LogitsProcessorList:
         steps.append(TemperatureLogitsWarper(config.temperature))
     if top_k := TOP_K if config.top_k is None else config.top_k:
         steps.append(TopKLogitsWarper(top_k))
-    if (config.top_p or 1) < 1:
+    if config.top_p is not None and config.top_p < 1:
         steps.append(TopPLogitsWarper(config.top_p))
     if config.min_p is not None:
         steps.append(MinPLogitsWarper(config.min_p))

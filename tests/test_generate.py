@@ -106,7 +106,8 @@ def test_a_byte_that_is_no_letter_is_shown_once_that_is_certain(gpt2_like: Path)
     [
         {}, {"repetition_penalty": 1.7}, {"no_repeat_ngram_size": 2}, {"do_sample": True},
         {"do_sample": True, "temperature": 0.4}, {"do_sample": True, "top_k": 3}, {"do_sample": True, "top_k": 0},
-        {"do_sample": True, "top_p": 0.3, "top_k": 0}, {"do_sample": True, "min_p": 0.2},
+        {"do_sample": True, "top_p": 0.3, "top_k": 0}, {"do_sample": True, "top_p": 0.0, "top_k": 0},
+        {"do_sample": True, "min_p": 0.2},
         {"do_sample": True, "temperature": 2.0, "top_k": 40, "top_p": 0.9, "repetition_penalty": 1.3},
     ],
 )  # fmt: skip
