@@ -1,11 +1,11 @@
 """Requests to ids: the template is applied here, so that no client writes a prompt by hand."""
 
-import json
 from dataclasses import dataclass
 
-from data_templates import Message, Template
+from data_templates import Message, Prompt, Template, as_text
 from eval.ask import Opened, prompt_ids, row_of
 from eval.stream import Text
+from sft.codec import Codec
 from sft.data import max_length
 from sft.model import decoding
 from sft.recipe import DRAWN, drawing
@@ -24,9 +24,6 @@ class Limits:
 def texts_of(opened: Opened, limits: Limits, asked: Completion | Chat) -> list[Text]:
     """The answers to be written. Raises UserError or Refused for what cannot be asked."""
     recipe, codec = opened.recipe, opened.codec
-    said = json.dumps(asked.model_dump(include={"prompt", "messages", "row"}), ensure_ascii=False)
-    if codec.chat and (name := codec.special.search(said)):
-        raise Refused(400, f"the text holds {name[0]}, which the chat template would take for a token of its own")
     ids = chat_ids(opened, asked) if isinstance(asked, Chat) else completion_ids(opened, asked)
     names = (*DRAWN, "repetition_penalty", "no_repeat_ngram_size")
     given = {name: value for name in names if (value := getattr(asked, name)) is not None}
@@ -57,10 +54,12 @@ def completion_ids(opened: Opened, asked: Completion) -> list[int]:
     """The ids of a row, or of a text that is the whole prompt."""
     if (asked.row is None) == (asked.prompt is None):
         raise Refused(400, "write either `prompt` or `row`", param="prompt")
-    row = row_of(opened.template, "") if asked.row is None else asked.row
-    if asked.prompt is not None and row is not None:
-        return opened.codec.prompts([asked.prompt])[0]
-    return prompt_ids(opened.codec, opened.template, row, asked.prompt or "")
+    if asked.row is not None:
+        return _ids(opened.codec, read_prompt(opened.template, asked.row, "the row"))
+    assert asked.prompt is not None
+    if row_of(opened.template, "") is None:
+        return prompt_ids(opened.codec, opened.template, None, asked.prompt)
+    return _ids(opened.codec, asked.prompt)
 
 
 def chat_ids(opened: Opened, asked: Chat) -> list[int]:
@@ -73,15 +72,15 @@ def chat_ids(opened: Opened, asked: Chat) -> list[int]:
     if (asked.row is None) == (not asked.messages):
         raise Refused(400, "write either `messages` or `row`", param="messages")
     if asked.row is not None:
-        return prompt_ids(codec, template, asked.row, "")
+        return _ids(codec, read_prompt(template, asked.row, "the row"))
     roles = {"developer": "system"}
     turns = [{"role": roles.get(turn.role, turn.role), "content": turn.text()} for turn in asked.messages]
     if turns[-1]["role"] != "user":
         raise Refused(400, "the last turn is the user's; the model writes what follows", param="messages")
     if _takes_turns(template):
-        return prompt_ids(codec, template, {next(iter(template.fields)): turns}, "")
+        return _ids(codec, read_prompt(template, {next(iter(template.fields)): turns}, "the messages"))
     if codec.chat:
-        return codec.prompts([[*turns[:-1], *_last_turns(template, turns[-1]["content"])]])[0]
+        return _ids(codec, [*turns[:-1], *_last_turns(template, turns[-1]["content"])])
     if any(turn["role"] == "system" for turn in turns):
         raise Refused(400, "this model was trained on prompts alone; leave out the system turn", param="messages")
     ids: list[int] = []
@@ -92,6 +91,13 @@ def chat_ids(opened: Opened, asked: Chat) -> list[int]:
             asked_ids = prompt_ids(codec, template, row_of(template, turn["content"]), turn["content"])
             ids += asked_ids[len(codec.start) :] if ids else asked_ids
     return ids
+
+
+def _ids(codec: Codec, prompt: Prompt) -> list[int]:
+    """The ids of a whole prompt: by now, texts that were sent in pieces stand together."""
+    if codec.chat and (name := codec.special.search(as_text(prompt))):
+        raise Refused(400, f"the text holds {name[0]}, which the chat template would take for a token of its own")
+    return codec.prompts([prompt])[0]
 
 
 def _takes_turns(template: Template) -> bool:
