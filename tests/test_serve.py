@@ -166,7 +166,7 @@ def test_settings_of_a_request_are_followed(served: Served, expected: dict[str, 
     stopped = chat(served, question, stop=[stop])
     assert stopped.choices[0].message.content == expected[question].split(stop)[0]
     assert stopped.choices[0].finish_reason == "stop"
-    assert chat(served, question, temperature=0, top_p=1, frequency_penalty=0.0, logprobs=False, user="me",
+    assert chat(served, question, temperature=1e-40, top_p=1, frequency_penalty=0.0, logprobs=False, user="me",
                 extra_body={"top_k": 5}).choices[0].message.content == expected[question]  # fmt: skip
     parts = [{"role": "user", "content": [{"type": "text", "text": question}]}]
     assert (
@@ -250,6 +250,7 @@ BAD = {
     "below the range": (bad(temperature=-1), 400, "`temperature` is refused"),
     "above the range": (bad(top_p=1.5), 400, "`top_p` is refused"),
     "not a number": (b'{"prompt": "Once", "temperature": NaN}', 400, "`temperature` is refused"),
+    "a number that overflows": (bad(repetition_penalty=1e-38), 400, "`repetition_penalty` is refused"),
     "infinite": (b'{"prompt": "Once", "repetition_penalty": 1e999}', 400, "`repetition_penalty` is refused"),
     "no answers": (bad(n=0), 400, "`n` is refused"),
     "too many answers": (bad(n=41, temperature=1), 400, "writes 40 answers at once"),
@@ -271,7 +272,7 @@ BAD = {
     "no UTF-8": (b'{"prompt": "\xff"}', 400, "broken JSON"),
     "no object": (b"[1, 2]", 400, "it is no object"),
     "nested": (b"[" * 100_000, 400, "broken JSON"),
-    "nested row": (b'{"row": {"prompt": ' + b"[" * 400 + b"]" * 400 + b"}}", 400, ""),
+    "nested row": (b'{"row": {"prompt": ' + b"[" * 900 + b"]" * 900 + b"}}", 400, ""),
     "too large": (b'{"prompt": "' + b"x" * BODY, 413, f"larger than {BODY} bytes"),
 }
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 from starlette.exceptions import HTTPException
 
 from eval.stream import Text
@@ -17,7 +17,10 @@ NOT_WRITTEN = "the answer could not be written, or the server is stopping; ask a
 
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Penalty = Annotated[float, Field(ge=0.01, le=100)]
+"""Scores are divided by it: what overflows could fail the step that it shares with other answers."""
+Temperature = Annotated[float, Field(ge=0, allow_inf_nan=False), AfterValidator(lambda t: t if t > 1e-4 else 0.0)]
+"""The same; so near to 0, it means 0."""
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 
 
@@ -42,10 +45,10 @@ class Asked(Strict):
 
     top_k: Count | None = None
     min_p: Share | None = None
-    repetition_penalty: Positive | None = None
+    repetition_penalty: Penalty | None = None
     no_repeat_ngram_size: Count | None = None
 
-    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    temperature: Temperature | None = None
     top_p: Share | None = None
     max_tokens: int | None = Field(default=None, ge=1)
     seed: int | None = Field(default=None, ge=-(2**62), lt=2**62)

@@ -72,7 +72,7 @@ def application(
 
 async def _read(request: Request, kind: type[Completion] | type[Chat], name: str) -> Completion | Chat:
     """The request, its size bounded while it comes in."""
-    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise Refused(415, "send `Content-Type: application/json`")  # a web page cannot send it to us unasked
     body = bytearray()
     async for chunk in request.stream():
