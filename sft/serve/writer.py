@@ -1,8 +1,8 @@
 """The thread that calls the model for `sft serve`: each step a token of every answer, of which its asker is told."""
 
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 from eval.stream import Text, Together
@@ -21,7 +21,7 @@ class Writer(threading.Thread):
         super().__init__(name="writer", daemon=True)
         self.model, self.batch_tokens, self.places = model, batch_tokens, places
         self._tell: dict[Text, Callable[[Text], None]] = {}  # all that are written or wait, and whom to tell of them
-        self._waiting: deque[Text] = deque()
+        self._waiting: list[Text] = []
         self._changed = threading.Condition()
         self._stopping = False
 
@@ -42,6 +42,7 @@ class Writer(threading.Thread):
         with self._changed:
             for text in texts:
                 self._tell.pop(text, None)
+            self._waiting = [text for text in self._waiting if text in self._tell]
 
     def stop(self) -> None:
         """End every answer, and take no more."""
@@ -52,11 +53,10 @@ class Writer(threading.Thread):
     def run(self) -> None:
         together = Together(self.model)
         while self._has_work():
-            for text in [text for text in together.texts if text not in self._tell]:
-                together.leave(text)
             if new := self._next(together.texts):
-                self._attempt(lambda: together.join(new), [new])  # noqa: B023  # called at once
-            if (writing := list(together.texts)) and not self._attempt(together.step, writing):
+                self._attempt(partial(together.join, new), [new])
+            writing = list(together.texts)
+            if writing and not self._attempt(partial(self._step, together), writing):
                 together = Together(self.model)  # in whatever state the step left it
         for text in list(self._tell):
             text.end = "error"
@@ -69,17 +69,22 @@ class Writer(threading.Thread):
                 self._changed.wait()
             return not self._stopping
 
+    def _step(self, together: Together) -> None:
+        """A token of each that somebody waits for."""
+        for text in [text for text in together.texts if text not in self._tell]:
+            together.leave(text)
+        if together.texts:
+            together.step()
+
     def _next(self, writing: Sequence[Text]) -> Text | None:
         """The answer that waited longest, if it fits beside those that are being written."""
         with self._changed:
-            while self._waiting and self._waiting[0] not in self._tell:
-                self._waiting.popleft()
             if not self._waiting:
                 return None
             longest = max(len(text.prompt) + text.config.max_new_tokens for text in [self._waiting[0], *writing])
             if writing and longest * (len(writing) + 1) > self.batch_tokens:
                 return None
-            return self._waiting.popleft()
+            return self._waiting.pop(0)
 
     def _attempt(self, write: Callable[[], None], texts: Sequence[Text]) -> bool:
         """Write, and tell of it. What fails, for want of memory for instance, ends these answers and no others."""
