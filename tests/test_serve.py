@@ -1,6 +1,5 @@
 """`sft serve`: OpenAI's client gets what `sft generate` writes; many at once, clients that hang up, bad requests."""
 
-import http.client
 import json
 import os
 import re
@@ -168,13 +167,9 @@ def test_settings_of_a_request_are_followed(served: Served, expected: dict[str, 
     assert stopped.choices[0].finish_reason == "stop"
     assert chat(served, question, temperature=1e-40, top_p=1, frequency_penalty=0.0, logprobs=False, user="me",
                 extra_body={"top_k": 5}).choices[0].message.content == expected[question]  # fmt: skip
-    parts = [{"role": "user", "content": [{"type": "text", "text": question}]}]
-    assert (
-        served.client().chat.completions.create(model="run", messages=parts).choices[0].message.content
-        == (  # type: ignore[call-overload]
-            expected[question]
-        )
-    )
+    parts: Any = [{"role": "user", "content": [{"type": "text", "text": question}]}]
+    answer = served.client().chat.completions.create(model="run", messages=parts)
+    assert answer.choices[0].message.content == expected[question]
 
 
 def test_32_streams_at_once_are_each_what_is_written_alone(served: Served, expected: dict[str, str]) -> None:
@@ -192,17 +187,20 @@ def test_32_streams_at_once_are_each_what_is_written_alone(served: Served, expec
 
 def test_clients_that_hang_up_free_their_places_and_disturb_nobody(served: Served, expected: dict[str, str]) -> None:
     served.gate.close()
+    before, served.gate.most = served.gate.steps, 0
     with ThreadPoolExecutor(16) as clients:
         staying = [clients.submit(streamed, served, question) for question in QUESTIONS[:8]]
         assert eventually(lambda: len(served.writer) == 8)
         leaving = [leave_open(served, stream) for stream in (True, False) * 8]
         assert eventually(lambda: len(served.writer) == 24)
         served.gate.let(48)  # all join, and those that leave write some tokens of the 200 that they ask for
-        assert eventually(lambda: served.gate.most > 12)
+        assert eventually(lambda: served.gate.steps == before + 48)
+        assert served.gate.most > 12
         for connection in leaving:
             connection.close()
         assert eventually(lambda: len(served.writer) <= 8), "no step was needed to free the places"
-        served.gate.let(1)  # in this one they may still be
+        served.gate.let(1)  # the one that had begun
+        assert eventually(lambda: served.gate.steps == before + 49)
         served.gate.most = 0
         served.gate.open()
         assert [answer.result() for answer in staying] == [expected[question] for question in QUESTIONS[:8]]
@@ -304,9 +302,6 @@ def test_wrong_places_and_kinds_are_told(served: Served) -> None:
     ):
         assert answer.status_code == status
         assert answer.json()["error"]["type"] == "invalid_request_error"
-    connection = http.client.HTTPConnection(served.url.removeprefix("http://"))
-    connection.request("GET", "/health")
-    assert connection.getresponse().status == 200
 
 
 def test_conversations_are_read_as_in_training(served: Served) -> None:
@@ -397,14 +392,14 @@ def test_a_stopped_server_ends_its_streams_and_leaves_without_a_word(tuned: Reci
         warned, ready = process.stderr.readline(), process.stderr.readline()
         assert warned.startswith("anyone who reaches this address can use the model: give --api-key")
         port = int(re.search(r"run answers at http://0\.0\.0\.0:(\d+)/v1", ready)[1])  # type: ignore[index]
-        asked = bad(max_tokens=200, temperature=9.0, stream=True)
+        asked = bad(max_tokens=200, temperature=9.0, stream=True, n=64)  # far from done when it stops
         url = f"http://127.0.0.1:{port}/v1/completions"
         with httpx.stream("POST", url, content=asked, headers=JSON, timeout=60) as answer:
             lines = answer.iter_lines()
             assert next(lines).startswith("data: ")
             process.send_signal(signal.SIGTERM)
             last = [line for line in lines if line][-1]
-        assert last == "data: [DONE]" or "the server is stopping" in last
+        assert "the server is stopping" in last
         assert process.wait(60) == 0
         assert process.stderr.read() == "stopped\n"
 
