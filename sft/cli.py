@@ -229,8 +229,8 @@ def _recipes(options: argparse.Namespace) -> None:
 def _generate(options: argparse.Namespace) -> None:
     by_hand = options.prompt is options.row is options.file is None and sys.stdin.isatty()
     options.overrides += _decoding(options)
+    questions = _questions(options)
     opened = _opened(options, options.base)
-    questions: Any = None if by_hand else _questions(options)
     if by_hand:
         from eval.ask import from_terminal
 
@@ -243,14 +243,14 @@ def _generate(options: argparse.Namespace) -> None:
     from eval.ask import ask
 
     several = options.samples > 1 or options.steps > 1
-    begun = None
+    begins = True
     for piece in ask(opened, questions, options.samples, options.steps):
-        if several and begun != (begun := (piece.step, piece.sample)):
+        if several and begins:
             print(f"--- step {piece.step}, sample {piece.sample}")
         print(piece.text, end="\n" if piece.end else "", flush=True)
         if piece.end == "length":
             print("(cut off at the limit of tokens; --max-new-tokens N gives more)", file=sys.stderr, flush=True)
-        begun = None if piece.end else begun
+        begins = piece.end is not None
 
 
 def _decoding(options: argparse.Namespace) -> list[str]:
@@ -263,17 +263,18 @@ def _decoding(options: argparse.Namespace) -> list[str]:
 
 
 def _questions(options: argparse.Namespace) -> Any:
-    """Prompts and rows, one after the other."""
+    """Prompts and rows, one after the other; a broken --row is told before any model is loaded."""
     if options.row is not None:
-        yield _row(options.row)
-    elif options.prompt is not None:
-        yield options.prompt
-    else:
-        try:
-            with open(options.file, encoding="utf-8-sig") if options.file else nullcontext(sys.stdin) as lines:
-                yield from (_row(line) if line.lstrip().startswith("{") else line.rstrip("\n") for line in lines)
-        except UnicodeDecodeError:
-            raise UserError(f"{options.file or 'standard input'}: not UTF-8; save it as UTF-8") from None
+        return [_row(options.row)]
+    return _lines(options.file) if options.prompt is None else [options.prompt]
+
+
+def _lines(file: str | None) -> Any:
+    try:
+        with open(file, encoding="utf-8-sig") if file else nullcontext(sys.stdin) as lines:
+            yield from (_row(line) if line.lstrip().startswith("{") else line.rstrip("\n") for line in lines)
+    except UnicodeDecodeError:
+        raise UserError(f"{file or 'standard input'}: not UTF-8; save it as UTF-8") from None
 
 
 def _opened(options: argparse.Namespace, base: bool = False) -> Any:
@@ -294,6 +295,8 @@ def _serve(options: argparse.Namespace) -> None:
         raise UserError(f"{missing[0]} is not installed; pip install fastapi uvicorn")
     from sft.serve import serve, serve_with_vllm
 
+    if options.api_key == "":
+        raise UserError("--api-key is empty; name a key, or leave the option out")
     key = options.api_key or os.environ.get("SFT_API_KEY")
     if options.engine == "vllm":
         serve_with_vllm(Path(options.recipe), options.host, options.port, key)

@@ -24,6 +24,7 @@ from conftest import ROWS, popen
 from eval.ask import Opened, ask, open_run
 from sft.cli import main
 from sft.recipe import Recipe, load
+from sft.serve import _listen
 from sft.serve.prompts import Limits
 from sft.serve.routes import BODY, application
 from sft.serve.writer import Writer
@@ -409,6 +410,8 @@ def test_a_stopped_server_ends_its_streams_and_leaves_without_a_word(tuned: Reci
     [
         (["--port", "TAKEN"], "Address already in use; name another --port or --host"),
         (["--host", "no.such.host.invalid"], "name another --port or --host"),
+        (["--host", "a..b"], "name another --port or --host"),
+        (["--api-key", ""], "--api-key is empty"),
         (
             ["generation.num_beams=2", "--port", "0"],
             "`generation.num_beams` cannot be used where text is written token",
@@ -419,7 +422,7 @@ def test_a_stopped_server_ends_its_streams_and_leaves_without_a_word(tuned: Reci
 def test_a_server_that_cannot_start_says_why_in_one_message(
     tuned: Recipe, capsys: pytest.CaptureFixture[str], options: list[str], said: str
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
+    with _listen("127.0.0.1", 0) as taken:
         options = [option.replace("TAKEN", str(taken.getsockname()[1])) for option in options]
         assert main(["serve", str(tuned.folder), *options]) == 2
     message = capsys.readouterr().err

@@ -43,8 +43,7 @@ def serve(
     writer = Writer(opened.model, opened.recipe.eval.batch_tokens, max_requests)
     url = "http://{}:{}/v1".format(f"[{host}]" if ":" in host else host, listening.getsockname()[1])
     app = application(opened, writer, limits, key, partial(say, f"{opened.recipe.folder.name} answers at {url}"))
-    if not ipaddress.ip_address(listening.getsockname()[0]).is_loopback and not key:
-        say("anyone who reaches this address can use the model: give --api-key, or SFT_API_KEY in the environment")
+    _warn(listening, key)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn raises it again when all is closed
     with suppress(KeyboardInterrupt):
         Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5), writer).run([listening])
@@ -52,11 +51,14 @@ def serve(
 
 
 def serve_with_vllm(folder: Path, host: str, port: int, key: str | None) -> None:
-    """Become `vllm serve`. Raises UserError where it is not installed or the folder holds no whole model."""
+    """Become `vllm serve`. Raises UserError where it is not installed, the folder holds no whole model, or the address
+    cannot be had."""
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: vLLM serves whole models; run `sft merge` and name the folder that it writes")
     if (vllm := shutil.which("vllm")) is None or importlib.util.find_spec("vllm") is None:
         raise UserError("vLLM is not installed; pip install vllm on a machine with a GPU, or leave out --engine vllm")
+    with _listen(host, port) as listening:  # it is free again for vLLM
+        _warn(listening, key)
     if key:
         os.environ["VLLM_API_KEY"] = key  # unlike an argument, others on the machine cannot see it
     name = folder.resolve().name
@@ -82,6 +84,13 @@ def _listen(host: str, port: int) -> socket.socket:
         listening = socket.socket(family, kind)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
-    except OSError as error:
-        raise UserError(f"{host}:{port}: {error.strerror}; name another --port or --host") from error
+        listening.listen()  # until then, others can bind it too
+    except (OSError, UnicodeError) as error:  # the latter for what is no name of a host
+        why = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{host}:{port}: {why}; name another --port or --host") from error
     return listening
+
+
+def _warn(listening: socket.socket, key: str | None) -> None:
+    if not key and not ipaddress.ip_address(listening.getsockname()[0]).is_loopback:
+        say("anyone who reaches this address can use the model: give --api-key, or SFT_API_KEY in the environment")
