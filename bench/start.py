@@ -44,7 +44,8 @@ def main() -> None:
         set_up(folder, 64, "lora", {"hidden_size": 96, "intermediate_size": 128, "num_hidden_layers": 2})
         (folder / "plain.py").write_text(PLAIN)
         recipe, sft = str(folder / "recipe.yaml"), [sys.executable, "-m", "sft"]
-        one = ["trainer.max_steps=1", "trainer.logging_steps=1", "trainer.per_device_train_batch_size=8"]
+        one = ["trainer.max_steps=1", "trainer.logging_steps=1"]
+        one += ["trainer.per_device_train_batch_size=8", "trainer.gradient_accumulation_steps=1"]  # as in the script
         commands = {
             "plain script, first step": ([sys.executable, str(folder / "plain.py"), str(folder)], r"first step"),
             "sft train, first step": ([*sft, "train", recipe, *one], r"step 1/1"),
