@@ -10,9 +10,17 @@ from sft.vocabulary import Vocabulary
 def template(vocabulary: Vocabulary | None = None, width: int = 0) -> Template:
     """`vocabulary` comes from `tokenizer: {vocab: ...}`. `width` shows sequences of so many tokens a line as pictures,
     where a token's name is a square patch in 0 and 1 (`000010000`): its centre is the pixel."""
+    if type(width) is not int or width < 0:
+        raise ValueError(f"`width` is {width!r}; it takes a whole number, 0 for sequences that are no pictures")
 
     def problems(row: Row) -> Iterator[tuple[str, str]]:
-        sequence = row.get("sequence", "?")
+        if "sequence" not in row:
+            yield (
+                "no column `sequence`: name yours with data.columns.sequence=...",
+                f"it has {', '.join(row) or 'none'}",
+            )
+            return
+        sequence = row["sequence"]
         ids = isinstance(sequence, list) and sequence and all(type(item) is int for item in sequence)
         if sequence is None or sequence in ("", []) or (isinstance(sequence, str) and not sequence.split()):
             yield "an empty sequence", ""
@@ -24,7 +32,7 @@ def template(vocabulary: Vocabulary | None = None, width: int = 0) -> Template:
             known = range(len(vocabulary.ids)) if ids else vocabulary.ids
             items = sequence.split() if isinstance(sequence, str) else sequence
             if outside := [item for item in items if item not in known]:
-                yield f"tokens outside the vocabulary of {len(vocabulary.ids)}", str(outside[0])
+                yield f"tokens outside the vocabulary of {len(vocabulary.ids)}", repr(outside[0])
                 return
             inner = tokens(row)
             if not inner:

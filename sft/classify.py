@@ -59,7 +59,7 @@ def train(recipe: Recipe) -> Path:
     if finished(recipe):
         say(f"{recipe.trained}: trained already; delete {recipe.folder} to train again")
         return recipe.trained
-    say(f"{len(rows.train):,} rows to train on and {len(rows.test):,} held out, of {len(rows.classes)} classes")
+    say(_told(rows))
     trainer = ClassTrainer(
         model=load_classifier(recipe, tokenizer, rows.classes),
         args=args,
@@ -86,11 +86,17 @@ def train(recipe: Recipe) -> Path:
     return run(recipe, trainer, tokenizer, data)
 
 
+def check(recipe: Recipe) -> None:
+    """What `sft check` tells beside the tokens. Raises UserError as `labelled` does."""
+    say(_told(labelled(recipe, load_tokenizer(recipe))))
+
+
 def labelled(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Labelled:
     """The rows of a recipe with their classes, on the side of the split where a language model of the same data has
     them: what it was trained on is never held out here.
 
-    Raises UserError where a label is missing, is met on the held-out side alone, or a row is too long.
+    Raises UserError where a label is missing, is met on the held-out side alone or is the only one, or where a row is
+    too long.
     """
     template, split = load_template(recipe), Split(recipe.data)
     if template.label is None:
@@ -107,12 +113,20 @@ def labelled(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Labelled:
             found.append(_Row(number, where, text, str(template.label(row))))
     sides = split.sides()
     classes = sorted({row.name for row in found if sides[row.record] == TRAIN}, key=_in_order)
+    if len(classes) == 1:
+        raise UserError(
+            f"{recipe.data.train}: all rows to train on are of one class, {classes[0]!r}; add rows of others"
+        )
     train, test = (
         _tokenised(recipe, codec, [row for row in found if sides[row.record] == side], classes)
         for side in (TRAIN, TEST)
     )
     key = hashlib.sha256(json.dumps([train.to_dict(), test.to_dict()]).encode()).hexdigest()[:16]
     return Labelled(train, test, classes, key)
+
+
+def _told(rows: Labelled) -> str:
+    return f"{len(rows.train):,} rows to train on and {len(rows.test):,} held out, of {len(rows.classes)} classes"
 
 
 class _Row(NamedTuple):

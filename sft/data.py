@@ -122,12 +122,22 @@ def _write(recipe: Recipe, codec: Codec, folder: Path) -> None:
     facts.unlink()
     for side, found in counts.items():
         if not found.rows:
-            raise UserError(
-                f"{recipe.data.train}: no row is left for the {side} side: {found.dropped} "
-                f"are longer than `trainer.max_length` ({max_length(recipe)} tokens), and {found.repeated} more are "
-                "held out already; raise `trainer.max_length` or shorten the outputs"
-            )
+            raise UserError(_nothing_left(recipe, side, found))
     (folder / "counts.json").write_text(json.dumps({side: asdict(c) for side, c in counts.items()}), "utf-8")
+
+
+def _nothing_left(recipe: Recipe, side: str, found: Counts) -> str:
+    """The message where no row of a side is left: all are too long, or held out already."""
+    source = recipe.data.test if side == "test" and recipe.data.test else recipe.data.train
+    reasons = []
+    if found.dropped:
+        reasons.append(
+            f"{found.dropped} are longer than `trainer.max_length` ({max_length(recipe)} tokens): raise it, or shorten "
+            "the outputs"
+        )
+    if found.repeated:
+        reasons.append(f"{found.repeated} stand in `data.test` too, and what is held out is not trained on: add others")
+    return f"{source}: no row is left to {'train on' if side == 'train' else 'hold out'}; {'; '.join(reasons)}"
 
 
 class _Sample(NamedTuple):

@@ -44,7 +44,7 @@ class Data(Section):
     test_fraction: float = Field(default=0.1, gt=0, lt=1)
     """Share of the rows that is held out when `test` is not set."""
 
-    seed: int = 42
+    seed: int = Field(default=42, ge=0, lt=2**32)
     """Decides which rows are held out. Apart from `trainer.seed`, so that repeated runs share one test set."""
 
     columns: dict[str, str] = {}
@@ -123,7 +123,7 @@ class Eval(Section):
     batch_tokens: int = Field(default=8192, gt=0)
     """Bound on rows x length of one batch: what bounds the memory of scoring and generating."""
 
-    seed: int = 42
+    seed: int = Field(default=42, ge=0, lt=2**32)
     """For the choice of prompts, for sampling, and for the bootstrap."""
 
     training_rows: int = Field(default=0, ge=0)
@@ -279,6 +279,8 @@ POSITIVE = {"max_length", "max_steps", "num_train_epochs", "learning_rate", "per
 NO_LIMIT = ("max_steps", -1)
 SHARES, COUNTS = {"top_p", "min_p", "typical_p"}, {"top_k", "no_repeat_ngram_size"}
 """Fields of `generation:` that run from 0 to 1, and those that run from 0 up."""
+SEEDS = {"seed", "data_seed"}
+"""Fields of `trainer:` that numpy takes too, which has 32 bits for them."""
 AUTO = (("trainer", "per_device_train_batch_size"), "auto")
 """The one setting that a library does not know: the largest micro-batch that fits the card, by `sft.fit`."""
 
@@ -408,7 +410,7 @@ def _find_recipe(path: Path) -> Path:
     near = difflib.get_close_matches(path.stem, names, n=1, cutoff=0.5)
     raise UserError(
         f"{path}: no such recipe; "
-        + (f"did you mean recipes/{near[0]}.yaml?" if near else f"those shipped are {', '.join(names)}")
+        + (f"did you mean recipes/{near[0]}.yaml?" if near else "`sft recipes` lists those that are shipped")
     )
 
 
@@ -504,6 +506,8 @@ def _library_problems(document: Mapping[str, Any]) -> Iterator[tuple[tuple[str, 
                 yield loc, f"`{section}.{key}` is {value}; it takes a number from 0 to 1"
             elif key in COUNTS and isinstance(value, int) and value < 0:
                 yield loc, f"`{section}.{key}` is {value}; it takes a whole number from 0 up"
+            elif key in SEEDS and isinstance(value, int) and not 0 <= value < 2**32:
+                yield loc, f"`{section}.{key}` is {value}; it takes a whole number from 0 to {2**32 - 1}"
 
 
 def _unknown(loc: tuple[str, ...], known: Mapping[str, Any]) -> str:
@@ -555,8 +559,12 @@ def _contradictions(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
             yield ("lora",), "`task: classification` trains all weights: remove `lora:` and `quantization:`"
         if recipe.eval.scratch is not None:
             yield ("eval", "scratch"), "`eval.scratch` goes with language modelling: remove it"
+        if recipe.eval.ngrams:
+            yield ("eval", "ngrams"), "`eval.ngrams` goes with language modelling: remove it"
         if recipe.trainer.get("packing"):
             yield ("trainer", "packing"), "`trainer.packing` goes with language modelling: remove it"
+    if len(set(recipe.eval.ngrams)) < len(recipe.eval.ngrams):
+        yield ("eval", "ngrams"), f"`eval.ngrams` is {recipe.eval.ngrams}; name each order once"
     if recipe.trainer.get("load_best_model_at_end") and recipe.lora is None:
         for key, wrong, right in (
             ("save_strategy", "best", "`epoch` or `steps`"),

@@ -75,8 +75,13 @@ class Split:
         unique, sizes = np.unique(groups, return_counts=True)
         if len(unique) < 2:
             raise UserError(
-                f"{self._data.train}: its {len(groups)} records belong together, so none can be held out; "
-                "add rows, or name a file in `data.test`"
+                f"{self._data.train}: "
+                + (
+                    "its one record cannot"
+                    if len(groups) == 1
+                    else f"all {len(groups)} records share a prompt or key, so none can"
+                )
+                + " be held out; add others, or name a file in `data.test`"
             )
         order = np.random.default_rng(self._data.seed).permutation(len(unique))
         wanted = max(1, round(len(groups) * self._data.test_fraction))

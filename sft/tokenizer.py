@@ -64,8 +64,14 @@ def load_tokenizer(recipe: Recipe) -> "PreTrainedTokenizerFast":
 def unreachable(name: str, what: str, error: Exception) -> str:
     """The message for a model or tokenizer that could not be loaded, locally or from the hub."""
     reason = " ".join(str(error).split())[:300] or type(error).__name__
+    if (Path(name) / "run.json").is_file():
+        inner = next((n for n in ("best_model", "model", "merged") if (Path(name) / n).is_dir()), None)
+        wanted = f"the model in it, {Path(name, inner)}" if inner else "what `sft merge` makes of its adapter"
+        return f"{name}: is the folder of a run; name {wanted}"
     if Path(name).is_dir():
         return f"{name}: cannot load the {what} of this folder: {reason}"
+    if what == "tokenizer" and name.endswith(".json"):
+        return f"{name}: is no tokenizer's folder; a vocabulary of your own is named tokenizer={{vocab: ...}}"
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         return f"{name}: no such folder; `model` is a local folder, an id on the hub, or a recipe"
     return (

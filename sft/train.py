@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -279,6 +280,8 @@ def arguments(recipe: Recipe) -> SFTConfig:
         args = SFTConfig(**settings)
     except Exception as error:
         raise UserError(f"`trainer:` is not accepted by trl.SFTConfig: {error}") from error
+    if args.use_liger_kernel and find_spec("liger_kernel") is None:
+        raise UserError("`trainer.use_liger_kernel` needs a package that is not installed: pip install liger-kernel")
     if args.packing and args.packing_strategy != "bfd":
         raise UserError(f"`trainer.packing_strategy: {args.packing_strategy}` cuts rows in two; write `bfd`")
     if args.n_gpu > 1:

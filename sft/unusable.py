@@ -41,7 +41,7 @@ def refuse_unusable(recipe: Recipe, template: Template) -> None:
 
 
 def _of_label(label: object) -> list[tuple[str, str]]:
-    if label is None or label == "":
+    if label is None or (isinstance(label, str) and not label.strip()):
         return [("a missing label", "")]
     right = isinstance(label, int | str) and not isinstance(label, bool)
     return [] if right else [("a label that is neither a whole number nor a text", str(label))]

@@ -42,6 +42,8 @@ def read_vocabulary(file: Path, named: Mapping[str, str | None]) -> Vocabulary:
         raise UserError(f"{file}: no such file, from {Path.cwd()}; name a vocabulary in `tokenizer.vocab`") from None
     except OSError as error:
         raise UserError(f"{file}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{file}: not UTF-8; save it as UTF-8") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{file}: not a vocabulary: {error}; write JSON, {{token: id, ...}}") from None
     if not isinstance(ids, dict) or not ids or any(type(number) is not int for number in ids.values()):
@@ -51,6 +53,10 @@ def read_vocabulary(file: Path, named: Mapping[str, str | None]) -> Vocabulary:
         wrong = twice or sorted(set(ids.values()) - set(range(len(ids))))
         what = "stands for two tokens" if twice else "leaves a gap"
         raise UserError(f"{file}: the id {wrong[0]} {what}; ids of {len(ids)} tokens run from 0 to {len(ids) - 1}")
+    try:
+        "".join(ids).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{file}: a token holds half a character (a lone surrogate, `\\ud800` to `\\udfff`)") from None
     if spaced := [token for token in ids if token.split() != [token]]:
         raise UserError(
             f"{file}: {len(spaced)} tokens are empty or hold white space, the first is {shown(spaced[0])}; spaces "

@@ -61,7 +61,8 @@ def sequences(write_recipe: Callable[..., Path]) -> Callable[..., Path]:
             write_vocabulary(folder)
         own: dict[str, Any] = {"model": GPT, "tokenizer": {"vocab": str(folder / "vocab.json")}, "lora": None}
         own |= {"template": "sequence", "trainer": TRAINER}
-        own |= {"generation": {"max_new_tokens": 8}, "eval": {"training_rows": 6, "ngrams": [1, 3]}}
+        own |= {"generation": {"max_new_tokens": 8}, "eval": {"training_rows": 6}}
+        own["eval"] |= {} if changes.get("task") == "classification" else {"ngrams": [1, 3]}
         return write_recipe(folder, rows=rows, **(own | changes))
 
     return write
@@ -125,6 +126,7 @@ def test_special_tokens_are_known_by_their_usual_names_or_named(tmp_path: Path) 
         ('{"</s>": 0, "a": 1, "a": 2}', "the token 'a' stands there twice"),
         ('{"</s>": 0, "a b": 1}', "1 tokens are empty or hold white space, the first is 'a b'"),
         ('{"</s>": 0, "": 1}', "empty or hold white space"),
+        ('{"</s>": 0, "\\ud800": 1}', "a token holds half a character"),
         ('{"a": 0, "end": 1}', "none of its tokens is known as an end token; name one: tokenizer.end"),
         ('{"</s>": 0, "<eos>": 1}', "may both be the end token; name it: tokenizer.end='</s>'"),
     ],
@@ -178,6 +180,37 @@ def test_all_rows_that_cannot_be_used_are_told_at_once_by_kind(
     assert lines[3] == f"  1 with the end token inside the sequence: {tmp_path}/rows.jsonl:35"
     assert len(lines) == 4
     assert not list(tmp_path.rglob("*.part"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["data.columns.label=sequence", "template_options.width=wide"], "`width` is 'wide'; it takes a whole number"),
+        (["tokenizer=vocab.json"], "a vocabulary of your own is named tokenizer={vocab: ...}"),
+        (["data.test=rows.jsonl"], "no row is left to train on; 32 stand in `data.test` too"),
+        (["data.limit=1"], "its one record cannot be held out"),
+        (["eval.ngrams=[1, 1]"], "name each order once"),
+        (["data.seed=-1"], "`data.seed` is -1"),
+        (["trainer.seed=-1"], "`trainer.seed` is -1; it takes a whole number from 0"),
+    ],
+)
+def test_settings_that_make_no_sense_end_in_one_message(
+    tmp_path: Path, sequences: Callable[..., Path], capsys: pytest.CaptureFixture[str], settings: list[str], said: str
+) -> None:
+    path = sequences(tmp_path)
+    assert main(["check", str(path), *settings]) == 2
+    message = capsys.readouterr().err
+    assert said in message
+    assert message.count("\n") == 1
+
+
+def test_a_sequence_under_another_name_is_told_with_the_names_that_are_there(
+    tmp_path: Path, sequences: Callable[..., Path]
+) -> None:
+    recipe = load(sequences(tmp_path, [{"notes": row["sequence"]} for row in ROWS]))
+    with pytest.raises(UserError, match=r"32 with no column `sequence`: name yours with data\.columns") as error:
+        prepare(recipe, load_tokenizer(recipe))
+    assert "(it has notes)" in str(error.value)
 
 
 # ---- the digits
@@ -425,12 +458,23 @@ def test_missing_labels_are_counted(tmp_path: Path, sequences: Callable[..., Pat
         {"sequence": [5, 4], "label": None},
         {"sequence": [6], "label": 0.5},
     ]
+    assert main(["check", str(sequences(tmp_path, rows))]) == 0  # nobody asks for labels
     recipe = load(sequences(tmp_path, rows, task="classification"))
     with pytest.raises(UserError) as error:
         train(recipe)
     assert "3 of 35 rows cannot be used" in str(error.value)
     assert f"2 with a missing label: {tmp_path}/rows.jsonl:33, {tmp_path}/rows.jsonl:34" in str(error.value)
     assert "rows.jsonl:35 (0.5)" in str(error.value)
+
+
+def test_check_tells_of_classes_what_training_would(
+    tmp_path: Path, sequences: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = sequences(tmp_path, [row | {"label": "one"} for row in ROWS])
+    assert main(["check", str(path)]) == 0
+    path = sequences(tmp_path, [row | {"label": "one"} for row in ROWS], task="classification")
+    assert main(["check", str(path)]) == 2
+    assert "all rows to train on are of one class, 'one'; add rows of others" in capsys.readouterr().err
 
 
 def test_a_classifier_is_made_from_nothing_too_and_writes_nothing(
@@ -448,7 +492,8 @@ def test_a_classifier_is_made_from_nothing_too_and_writes_nothing(
 def test_what_does_not_go_with_classification_is_told(tmp_path: Path, sequences: Callable[..., Path]) -> None:
     path = sequences(tmp_path, task="classification")
     for setting, said in (("lora.r=4", "trains all weights"), ("trainer.packing=true", "goes with language modelling"),
-                          ("eval.scratch=x.yaml", "goes with language modelling")):  # fmt: skip
+                          ("eval.scratch=x.yaml", "goes with language modelling"),
+                          ("eval.ngrams=[1]", "goes with language modelling")):  # fmt: skip
         with pytest.raises(UserError, match=said):
             load(path, [setting])
     from sft.classify import train
