@@ -118,6 +118,8 @@ def prompt_ids(codec: Codec, template: Template, row: Row | None, text: str) -> 
     """The ids the model reads for a row, or for a text that it shall go on with."""
     if not encodable(text if row is None else row):
         raise UserError("the prompt holds half a character (a lone surrogate); mend it")
+    if row is not None and not has_prompt(template):
+        raise UserError("this template has no prompt that a row could fill; give the text to go on with by --prompt")
     return codec.going_on(text) if row is None else codec.prompts([read_prompt(template, row, "the row")])[0]
 
 
@@ -132,7 +134,10 @@ def fitting(recipe: Recipe, codec: Codec, config: Any, ids: list[int]) -> list[i
     if len(ids) <= room:
         return ids
     if (trimmed := codec.trimmed(ids, room)) is None:
-        raise UserError(f"the prompt has {len(ids)} tokens, where {room} leave room for the answer; shorten it")
+        raise UserError(
+            f"the prompt has {len(ids)} tokens, and {room} fit beside {config.max_new_tokens} new ones; shorten it, or "
+            "ask for fewer with --max-new-tokens"
+        )
     say(f"the prompt lost its first {len(ids) - len(trimmed)} tokens to leave room for the answer")
     return trimmed
 

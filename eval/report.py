@@ -84,8 +84,12 @@ def verdict(scores: dict[str, Any]) -> str:
         return _verdict_on_classes(scores)
     if "base" not in loss:
         perplexity = scores["metrics"]["perplexity"]
-        beside = [f"a {name} model has {_number(perplexity[name]['value'])}" for name in scores["others"]
-                  if name in perplexity]  # fmt: skip
+        beside = [
+            f"{'the model of eval.scratch' if name == 'scratch' else f'a {name} model'} has "
+            f"{_number(perplexity[name]['value'])}"
+            for name in scores["others"]
+            if name in perplexity
+        ]
         return (
             f"Trained from scratch: loss {loss['tuned']['value']:.3f} on the outputs of {scores['rows']} held-out rows"
             + (f"; perplexity {_number(perplexity['tuned']['value'])}, {', '.join(beside)}." if beside else ".")
@@ -148,7 +152,10 @@ def _row(name: str, metric: dict[str, Any], others: Sequence[str], few: bool) ->
 def score_lines(scores: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """The header and the lines of the table of scores, as text."""
     names = _names(scores)
-    header = ["", names["base"], names["tuned"], *scores["others"], "difference", "95 % interval", ""]
+    if "base" not in scores["metrics"]["loss"]:
+        header = ["", names["tuned"], "95 % interval", *scores["others"]]
+    else:
+        header = ["", names["base"], names["tuned"], *scores["others"], "difference", "95 % interval", ""]
     marks = {"good": "better", "bad": "worse", "": "not clear"}
     lines = []
     for row in _rows(scores):
@@ -156,7 +163,7 @@ def score_lines(scores: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         if row["base"] is None:
             tuned = row["tuned"]
             between = f"{_number(tuned['low'])} to {_number(tuned['high'])}"
-            lines.append([row["name"], "", _number(tuned["value"]), *others, "", between, ""])
+            lines.append([row["name"], _number(tuned["value"]), between, *others])
             continue
         d = row["difference"]
         lines.append(
@@ -287,7 +294,8 @@ def _mistakes(folder: Path, template: Template) -> list[dict[str, Any]]:
     if template.picture is None:
         return []
     wrong = [line for line in read_predictions(folder / "tuned") if line["prediction"] != line["reference"]]
-    return [line | {"picture": _svg(template.picture(line["prompt"]))} for line in wrong]
+    drawn = [line | {"picture": _svg(template.picture(line["prompt"]))} for line in wrong]
+    return [line for line in drawn if line["picture"]]
 
 
 def _svg(picture: Sequence[Sequence[float]] | None) -> dict[str, Any] | None:

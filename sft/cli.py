@@ -162,10 +162,9 @@ def _add_serve(commands: Any) -> None:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("write a number above 0")
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)
 
 
 def _numbers(text: str) -> tuple[float, ...]:
@@ -173,9 +172,9 @@ def _numbers(text: str) -> tuple[float, ...]:
 
 
 def _port(text: str) -> int:
-    if not 0 <= (number := int(text)) < 2**16:
-        raise argparse.ArgumentTypeError("write a number from 0 to 65535")
-    return number
+    if not text.isdecimal() or int(text) >= 2**16:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to 65535")
+    return int(text)
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -184,7 +183,8 @@ def _words(text: str) -> tuple[str, ...]:
 
 def _with_recipe(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the folder of a run")
-    parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="settings that replace those of the recipe")
+    parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*", default=[],
+                        help="settings that replace those of the recipe")  # fmt: skip
     return parser
 
 
@@ -203,6 +203,10 @@ def _run_stage(options: argparse.Namespace) -> None:
 
 def _check(options: argparse.Namespace) -> None:
     recipe = _load(options)
+    if recipe.task == "classification":
+        from sft.classify import check as check_labels
+
+        check_labels(recipe)
     from sft.check import check
 
     check(recipe, options.show, options.json)
@@ -227,6 +231,8 @@ def _recipes(options: argparse.Namespace) -> None:
 
 
 def _generate(options: argparse.Namespace) -> None:
+    if options.next and (options.samples > 1 or options.steps > 1):
+        raise UserError("--next shows what may come, and writes nothing: take --samples and --steps away")
     by_hand = options.prompt is options.row is options.file is None and sys.stdin.isatty()
     options.overrides += _decoding(options)
     questions = _questions(options)
@@ -257,7 +263,11 @@ def _decoding(options: argparse.Namespace) -> list[str]:
     """The options about decoding as overrides of the recipe, in which one that draws tokens says so."""
     from sft.recipe import drawing
 
-    given = drawing({name: value for name in DECODING if (value := getattr(options, name)) is not None})
+    given = {name: value for name in DECODING if (value := getattr(options, name)) is not None}
+    if given.get("temperature") == 0 and (useless := given.keys() & {"top_k", "top_p", "min_p"}):
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(useless))
+        raise UserError(f"greedy decoding, or a temperature of 0, draws nothing: take {names} away")
+    given = drawing(given)
     seed = [] if options.seed is None else [f"eval.seed={options.seed}"]
     return [f"generation.{name}={json.dumps(value)}" for name, value in given.items()] + seed
 
@@ -272,7 +282,9 @@ def _questions(options: argparse.Namespace) -> Any:
 def _lines(file: str | None) -> Any:
     try:
         with open(file, encoding="utf-8-sig") if file else nullcontext(sys.stdin) as lines:
-            yield from (_row(line) if line.lstrip().startswith("{") else line.rstrip("\n") for line in lines)
+            for number, line in enumerate(lines, 1):
+                where = f"{file or 'standard input'}:{number}: "
+                yield _row(line.strip(), where) if line.lstrip().startswith("{") else line.rstrip("\n")
     except UnicodeDecodeError:
         raise UserError(f"{file or 'standard input'}: not UTF-8; save it as UTF-8") from None
 
@@ -338,11 +350,11 @@ def _export(options: argparse.Namespace) -> int:
     return 1 if problems else 0
 
 
-def _row(text: str) -> dict[str, Any]:
+def _row(text: str, where: str = "") -> dict[str, Any]:
     try:
         row = json.loads(text)
     except json.JSONDecodeError as error:
-        raise UserError(f"the row is broken JSON at column {error.colno}: {error.msg}") from None
+        raise UserError(f"{where}the row is broken JSON at column {error.colno}: {error.msg}") from None
     if not isinstance(row, dict):
         raise UserError("a row is a JSON object of the template's fields, {...}")
     return row

@@ -192,6 +192,9 @@ def test_options_replace_the_generation_section(tuned: Recipe, capsys: pytest.Ca
         (["--max-new-tokens", "300"], "300 new tokens leave no room for a prompt within the 256 tokens"),
         (["--samples", "2"], "greedy decoding writes the same each time; give --temperature 1"),
         (["--steps", "2"], "has no `next_row`"),
+        (["--greedy", "--top-k", "5"], "draws nothing: take --top-k away"),
+        (["--next", "3", "--samples", "2"], "take --samples and --steps away"),
+        (["--seed", "-1"], "`eval.seed` is -1"),
     ],
 )
 def test_options_that_cannot_be_followed_are_told_in_one_message(
@@ -221,9 +224,12 @@ def test_a_file_holds_prompts_and_rows(tuned: Recipe, tmp_path: Path, capsys: py
     file.write_bytes("小明".encode("gb18030"))
     assert main(["generate", run, "--file", str(file)]) == 2
     assert main(["generate", run, "--file", str(tmp_path / "gone.txt")]) == 2
+    file.write_text('Once.\n{"prompt"\n', encoding="utf-8")
+    assert main(["generate", run, "--file", str(file)]) == 2
     errors = capsys.readouterr().err
     assert "not UTF-8; save it as UTF-8\n" in errors
     assert "gone.txt: No such file" in errors
+    assert "asked.txt:2: the row is broken JSON at column 10" in errors
 
 
 def test_a_folder_outside_its_run_answers_as_the_run(tuned: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
