@@ -9,6 +9,7 @@ from data_templates import Row
 from eval.ask import Opened, fitting, prompt_ids, row_of, typed
 from eval.generate import as_base, read
 from eval.stream import Text, Together
+from sft import UserError
 from sft.codec import Codec
 from sft.model import decoding
 from sft.show import say
@@ -31,7 +32,11 @@ def explore(opened: Opened, questions: Iterable[str | Row], count: int, by_hand:
             print(table)
             for line in typed("a number, or text to go on with> ") if by_hand else ():
                 place = int(line) if line.isdecimal() else 0 if line else 1
-                text.written += [likeliest[place - 1]] if 1 <= place <= len(likeliest) else codec.outputs([line])[0]
+                try:
+                    text.written += [likeliest[place - 1]] if 1 <= place <= len(likeliest) else codec.added(line)
+                except UserError as error:  # a person can try again
+                    say(str(error))
+                    continue
                 if text.written[-1:] == codec.end[-1:]:
                     print(read(codec, text.written)[0])
                     break

@@ -242,6 +242,7 @@ def summary(recipe: Recipe, trained: dict[str, Any], scores: dict[str, Any]) -> 
             "little better than those of rows that nothing was chosen by"
             + ("; final_model/ has those of the last step" if recipe.lora is None else ""),
         ),
+        *_beside(recipe, scores.get("others", ())),
         (
             "Peak memory",
             f"{trained['peak_memory_bytes'] / 2**30:.2f} GiB"
@@ -249,6 +250,15 @@ def summary(recipe: Recipe, trained: dict[str, Any], scores: dict[str, Any]) -> 
         ),
         ("Versions", ", ".join(f"{name} {number}" for name, number in trained["versions"].items())),
     ]
+
+
+def _beside(recipe: Recipe, others: Sequence[str]) -> list[tuple[str, str]]:
+    """What the further columns are."""
+    counted = [name for name in others if name != "scratch"]
+    found = [f"{' and '.join(counted)}: counts of the training rows' tokens"] if counted else []
+    if "scratch" in others:
+        found.insert(0, f"scratch: {_short(str(recipe.eval.scratch))}, trained from nothing on the same rows")
+    return [("Other columns", "; ".join(found))] if found else []
 
 
 def _parity(recipe: Recipe) -> dict[str, Any] | None:

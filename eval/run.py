@@ -52,6 +52,8 @@ def evaluate_run(recipe: Recipe) -> Path:
     shown = bool(template.metrics or template.picture)
     rows = chosen(tokens.test, recipe.eval.rows if shown else min(recipe.eval.rows, 4), recipe.eval.seed)
     with whole_folder(folder) as part:
+        if recipe.scratch is not None:  # first, as it may not know all of the rows
+            _predict_scratch(recipe, recipe.scratch, tokens.test, rows, part)
         if recipe.lora is None and not isinstance(recipe.model, dict):
             predict(load_base(recipe, tokenizer), codec, tokens.test, rows, config, recipe, part / "base")
         model = load_trained(recipe, tokenizer)
@@ -60,8 +62,6 @@ def evaluate_run(recipe: Recipe) -> Path:
                 predict(model, codec, tokens.test, rows, config, recipe, part / "base")
         with answering(model):
             predict(model, codec, tokens.test, rows, config, recipe, part / "tuned")
-        if recipe.scratch is not None:
-            _predict_scratch(recipe, recipe.scratch, tokens.test, rows, part)
         for order in recipe.eval.ngrams:
             counted = ngram_losses(tokens.train, list(tokens.test), order, len(tokenizer))
             write_json(part / NAMES.get(order, f"{order}-gram") / "losses.json", counted)

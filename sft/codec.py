@@ -64,7 +64,11 @@ class Codec:
 
     def going_on(self, text: str) -> list[int]:
         """The ids that the model reads where it shall go on with a text, as in training: what stands before every text,
-        then the text.
+        then the text. Raises UserError as `added` does."""
+        return self.prompts([""])[0] + self.added(text)
+
+    def added(self, text: str) -> list[int]:
+        """The ids of a text of the user's that follows others.
 
         Raises UserError for a word that a vocabulary of whole words lacks, of which nothing would be left.
         """
@@ -73,7 +77,7 @@ class Codec:
             missing = [word for word in text.split() if self._outputs.token_to_id(word) is None]
             shown = ", ".join(map(repr, missing[:3]))
             raise UserError(f"{shown}: not in the vocabulary, whose tokens stand with spaces between them")
-        return self.prompts([""])[0] + tail
+        return tail
 
     def weights(self, segments: Sequence[Segment]) -> list[float]:
         """The loss weight of each token of an output in segments: that of the segment it begins in."""

@@ -12,6 +12,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer, GPT2ForSequenceClassification, GPT2LMHeadModel
 
+from eval.ask import open_run
+from eval.next import explore
 from eval.ngrams import ngram_losses
 from eval.report import report
 from eval.run import evaluate_run
@@ -341,6 +343,16 @@ def test_a_prompt_of_tokens_is_gone_on_with_and_one_of_others_is_refused(
     assert set(capsys.readouterr().out.split()) <= set(TOKENS)
     assert main(["generate", str(trained.folder), "--prompt", "C4 H4"]) == 2
     assert "'H4': not in the vocabulary" in capsys.readouterr().err
+
+
+def test_a_person_who_types_a_word_that_there_is_not_may_try_again(
+    trained: Recipe, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("eval.next.typed", lambda sign: iter(["H4", "E4"]))
+    explore(open_run(trained), ["C4 D4"], 3, by_hand=True)
+    shown = capsys.readouterr()
+    assert "'H4': not in the vocabulary" in shown.err
+    assert "E4" in shown.out.splitlines(), "what was written after the second try"
 
 
 # ---- n-grams beside it
