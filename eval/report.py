@@ -113,6 +113,8 @@ def _verdict_on_classes(scores: dict[str, Any]) -> str:
     accuracy, names = scores["metrics"]["accuracy"], scores["names"]
     difference = accuracy["difference"]
     better = "better" if difference["low"] > 0 else "worse" if difference["high"] < 0 else ""
+    if scores["rows"] < FEW:
+        return f"{scores['rows']} held-out rows are too few to tell two models apart; hold out {FEW} or more."
     told = f"The {names['tuned']} is {better} than" if better else "No difference could be shown to"
     return (
         f"{told} a {names['base']}: accuracy on {scores['rows']} held-out rows {accuracy['tuned']['value']:.3f} and "

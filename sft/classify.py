@@ -113,6 +113,8 @@ def labelled(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Labelled:
             found.append(_Row(number, where, text, str(template.label(row))))
     sides = split.sides()
     classes = sorted({row.name for row in found if sides[row.record] == TRAIN}, key=_in_order)
+    if not classes:
+        raise UserError(f"{recipe.data.train}: no row is left to train on, all stand in `data.test` too; add others")
     if len(classes) == 1:
         raise UserError(
             f"{recipe.data.train}: all rows to train on are of one class, {classes[0]!r}; add rows of others"

@@ -82,7 +82,7 @@ CASES = {
     ),
     "empty data": Mistake("DIR/rows.jsonl: no records in it", files={"rows.jsonl": ""}),
     "one row": Mistake("DIR/rows.jsonl: ", files={"rows.jsonl": rows()}),
-    "every row too long": Mistake("raise `trainer.max_length` or shorten the outputs", ("trainer.max_length=4",)),
+    "every row too long": Mistake("`trainer.max_length` (4 tokens): raise it", ("trainer.max_length=4",)),
     "row too long": Mistake("DIR/rows.jsonl:", ("trainer.max_length=30", "data.overflow=error")),
     "unknown template": Mistake("unknown template `stroy`; did you mean `story`?", ("template=stroy",)),
     "template that raises": Mistake(

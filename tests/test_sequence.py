@@ -457,7 +457,7 @@ def test_scores_of_classes_are_those_of_the_metrics_with_the_baseline_beside(
     report(classified)
     shown = capsys.readouterr().out
     assert "logistic regression" in shown
-    assert "accuracy on" in shown
+    assert "held-out rows are too few to tell two models apart" in shown
     assert "accuracy, by epoch" in (classified.folder / "report.html").read_text("utf-8")
 
 
@@ -487,6 +487,8 @@ def test_check_tells_of_classes_what_training_would(
     path = sequences(tmp_path, [row | {"label": "one"} for row in ROWS], task="classification")
     assert main(["check", str(path)]) == 2
     assert "all rows to train on are of one class, 'one'; add rows of others" in capsys.readouterr().err
+    assert main(["check", str(path), "data.test=rows.jsonl"]) == 2
+    assert "no row is left to train on, all stand in `data.test` too" in capsys.readouterr().err
 
 
 def test_a_classifier_is_made_from_nothing_too_and_writes_nothing(
