@@ -58,6 +58,8 @@ class Piece:
 
 def open_run(recipe: Recipe, base: bool = False) -> Opened:
     """The model of a run, or its base. Raises UserError where the run is not finished or another recipe's."""
+    if base and isinstance(recipe.model, dict):
+        raise UserError(f"{recipe.folder}: was trained from nothing, so there is no base to ask; leave --base out")
     tokenizer = load_tokenizer(recipe)
     codec = codec_of(recipe, tokenizer)
     check_owner(recipe)

@@ -466,7 +466,11 @@ def _override(document: Any, override: str) -> str:
     for i, parent in enumerate(parents):
         if not isinstance(node.get(parent), dict):
             if node.get(parent) is not None:
-                raise UserError(f"{override}: `{'.'.join(parents[: i + 1])}` is not a section of keys")
+                section = ".".join(parents[: i + 1])
+                raise UserError(
+                    f"{override}: `{section}` is not a section of keys, it is {shown(node[parent])}; replace it whole, "
+                    f"'{section}={{...}}'"
+                )
             node[parent] = {}
         node = node[parent]
     if value is None and key.split(".")[0] not in LIBRARIES:

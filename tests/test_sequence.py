@@ -343,6 +343,10 @@ def test_a_prompt_of_tokens_is_gone_on_with_and_one_of_others_is_refused(
     assert set(capsys.readouterr().out.split()) <= set(TOKENS)
     assert main(["generate", str(trained.folder), "--prompt", "C4 H4"]) == 2
     assert "'H4': not in the vocabulary" in capsys.readouterr().err
+    assert main(["generate", str(trained.folder), "--row", "{}"]) == 2
+    assert "no prompt that a row could fill" in capsys.readouterr().err
+    assert main(["generate", str(trained.folder), "--prompt", "C4", "--base"]) == 2
+    assert "trained from nothing" in capsys.readouterr().err
 
 
 def test_a_person_who_types_a_word_that_there_is_not_may_try_again(
