@@ -467,10 +467,7 @@ def _override(document: Any, override: str) -> str:
         if not isinstance(node.get(parent), dict):
             if node.get(parent) is not None:
                 section = ".".join(parents[: i + 1])
-                raise UserError(
-                    f"{override}: `{section}` is not a section of keys, it is {shown(node[parent])}; replace it whole, "
-                    f"'{section}={{...}}'"
-                )
+                raise UserError(f"{override}: `{section}` is {shown(node[parent])}, not a section of keys")
             node[parent] = {}
         node = node[parent]
     if value is None and key.split(".")[0] not in LIBRARIES:
