@@ -169,7 +169,7 @@ def tuned(
 
     folder = tmp_path_factory.mktemp("tuned")
     tiny_model(folder / "model", gpt2_like, "llama")
-    trainer = {"max_steps": 40, "learning_rate": 2e-2}
+    trainer = {"max_steps": 80, "learning_rate": 2e-2}
     recipe = load(write_recipe(folder, trainer=trainer, generation={"max_new_tokens": 40}))
     train(recipe)
     return recipe
