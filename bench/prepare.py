@@ -101,6 +101,8 @@ def _tokenizer(folder: Path, rows: int) -> Path:
 
 
 def _ours(folder: Path, rows: int) -> dict[str, float]:
+    import gc
+
     import datasets  # noqa: F401  # which is imported when it is needed
     import transformers  # noqa: F401
 
@@ -108,6 +110,7 @@ def _ours(folder: Path, rows: int) -> dict[str, float]:
     from sft.recipe import load
     from sft.tokenizer import load_tokenizer
 
+    gc.set_threshold(100_000, 50, 100)  # as the command line does
     recipe = folder / "recipe.yaml"
     tokenizer = _tokenizer(folder, rows)
     settings = {"model": str(tokenizer), "template": "story", "data": {"train": str(folder / f"{rows}.jsonl")}}

@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 import data_templates
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 MASKED = -100
 """The label of a token that is not learned, as PyTorch's cross entropy has it."""
 
-BATCH = 512
+BATCH = 1024
 """Records that are read, tokenised and written together."""
 
 SIDES = {"train": ["input_ids", "labels", "weights"],
@@ -113,7 +114,7 @@ def _digest(*parts: str) -> str:
 
 
 def _write(recipe: Recipe, codec: Codec, folder: Path) -> None:
-    """The facts of every row, then each row on its side, and the counts. Some hundred rows are in memory at a time."""
+    """The facts of every row, then each row on its side, and the counts. A thousand rows are in memory at a time."""
     split, facts = Split(recipe.data), folder / "facts.arrow"
     with _stream(facts, FACTS) as stream:
         for batch in _facts(recipe, codec, split):
@@ -295,18 +296,24 @@ def _labels(
 
 def _deal(facts: Path, sides: NDArray[np.int8], codec: Codec, folder: Path) -> dict[str, Counts]:
     """Each row that is kept into the file of its side, and the counts of each. `sides` has one for each record."""
-    counts = {}
-    with pa.memory_map(str(facts)) as source:
+    with ExitStack() as files:
+        streams = {
+            name: files.enter_context(
+                _stream(folder / f"{name}.arrow", pa.schema([FACTS.field(column) for column in columns]))
+            )
+            for name, columns in SIDES.items()
+        }
+        for batch in pa.ipc.open_stream(files.enter_context(pa.OSFile(str(facts)))):
+            side_of = sides[batch["record"].to_numpy()]
+            for side, (name, columns) in enumerate(SIDES.items()):
+                keep = pa.array(side_of == side)
+                streams[name].write_batch(batch.filter(pc.and_(keep, batch["kept"])).select(columns))
+    with pa.memory_map(str(facts)) as source:  # of which the counts look at a few columns
         table = pa.ipc.open_stream(source).read_all()
         side_of = sides[table["record"].to_numpy()]
-        for side, (name, columns) in enumerate(SIDES.items()):
-            keep, start = (side_of == side) & table["kept"].to_numpy(), 0
-            with _stream(folder / f"{name}.arrow", pa.schema([FACTS.field(column) for column in columns])) as stream:
-                for batch in table.select(columns).to_batches():
-                    stream.write_batch(batch.filter(pa.array(keep[start : start + len(batch)])))
-                    start += len(batch)
-            counts[name] = count(table, side_of == side, codec.special)
-            counts[name].records = int((sides == side).sum())
+        counts = {name: count(table, side_of == side, codec.special) for side, name in enumerate(SIDES)}
+    for side, name in enumerate(SIDES):
+        counts[name].records = int((sides == side).sum())
     counts["train"].repeated = int((sides == REPEATED).sum())
     return counts
 
