@@ -357,8 +357,10 @@ def shipped() -> list[Path]:
 
 def _load(path: Path, overrides: Sequence[str], above: tuple[Path, ...]) -> Recipe:
     """Read a recipe and, to check them too, the recipes it starts from; `above` are those that led here."""
-    path = _find_recipe(path)
+    named, path = path, _find_recipe(path)
     document, origins = _read(path), dict[str, str]()
+    if path.parent == named:
+        document["output"] = str(named)  # a run that was moved is read, and written to, where it is now
     for override in overrides:
         origins[_override(document, override)] = override
     values = _plain(document)
@@ -405,7 +407,9 @@ def _find_recipe(path: Path) -> Path:
     if path.parent in (Path(), Path("recipes")) and (SHIPPED / path.name).with_suffix(".yaml").is_file():
         return (SHIPPED / path.name).with_suffix(".yaml")
     if path.is_dir():
-        raise UserError(f"{path}: is a folder; a recipe is a YAML file")
+        raise UserError(
+            f"{path}: is a folder without a run; name a recipe, which is a YAML file, or the folder of a run"
+        )
     names = [p.stem for p in shipped()]
     near = difflib.get_close_matches(path.stem, names, n=1, cutoff=0.5)
     raise UserError(

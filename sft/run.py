@@ -34,9 +34,12 @@ def check_owner(recipe: Recipe, key: str | None = None) -> None:
     theirs = read_json(recipe.folder / "run.json")
     mine = _mine(recipe, key or theirs.get("tokens"))
     if theirs != mine:
+        again = f"give the same settings again, use {recipe.folder / 'recipe.yaml'} as the recipe"
+        if theirs.get("recipe") == mine["recipe"]:
+            again = "put that back as it was"
         raise UserError(
-            f"{recipe.folder}: holds another run ({_difference(theirs, mine)}); give the same settings again, use "
-            f"{recipe.folder / 'recipe.yaml'} as the recipe, name another folder with output=..., or delete this one"
+            f"{recipe.folder}: holds another run ({_difference(theirs, mine)}); {again}, name another folder with "
+            "output=..., or delete this one"
         )
 
 

@@ -331,8 +331,16 @@ def test_recipe_that_is_not_there_is_not_taken_for_a_shipped_one(
     assert load("tiny_gpt_stories").template == load("recipes/tiny_gpt_stories.yaml").template
     with pytest.raises(UserError, match=r"no such recipe; did you mean recipes/tiny_gpt_stories\.yaml\?"):
         load("mine/tiny_gpt_stories.yaml")
-    with pytest.raises(UserError, match="is a folder; a recipe is a YAML file"):
+    with pytest.raises(UserError, match="is a folder without a run; name a recipe"):
         load(tmp_path)
+
+
+def test_a_run_that_was_moved_is_read_where_it_is(tmp_path: Path, settings: Callable[..., Recipe]) -> None:
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "moved" / "run.json").write_text("{}")
+    (tmp_path / "moved" / "recipe.yaml").write_text(dump(settings(START, "output=before")), encoding="utf-8")
+    assert load(tmp_path / "moved").folder == tmp_path / "moved"
+    assert load(tmp_path / "moved", ["output=after"]).folder == tmp_path / "after"
 
 
 # ---- paths
