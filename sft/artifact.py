@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from data_templates import Template
 from sft import UserError
 from sft.codec import ANSWER, Codec
-from sft.files import altered, checksums, damage, read_json, sizes, write_json, write_text
-from sft.model import decoding, device
+from sft.files import altered, checksums, read_json, sizes, write_json, write_text
+from sft.model import decoding, device, without_bars
 from sft.recipe import Recipe, dump, load
 from sft.show import say
 from sft.template import has_prompt, load_template, read_prompt, template_file
@@ -69,7 +69,9 @@ def sealed(folder: Path, made_of: Any) -> bool:
             raise UserError(f"{folder}: is there already and was not written by sft; move it away, or name another one")
         return False
     before = read_json(folder / "files.json")
-    return before["made_of"] == json.loads(json.dumps(made_of)) and damage(folder, before["files"]) is None
+    if not isinstance(before, dict) or not {"made_of", "sha256"} <= before.keys():
+        raise UserError(f"{folder}: holds a files.json that sft did not write; move it away, or name another one")
+    return before["made_of"] == json.loads(json.dumps(made_of)) and altered(folder, before["sha256"]) is None
 
 
 def open_artifact(folder: Path, overrides: Sequence[str] = ()) -> Artifact:
@@ -91,6 +93,7 @@ def open_artifact(folder: Path, overrides: Sequence[str] = ()) -> Artifact:
     update = {"model": str(folder), "tokenizer": None, "template": template, "trainer": trainer, "output": str(folder)}
     recipe = recipe.model_copy(update=update | {"lora": None, "quantization": "none"})
     tokenizer = load_tokenizer(recipe)
+    without_bars()
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, dtype="auto")
     except Exception as error:

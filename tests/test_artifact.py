@@ -166,3 +166,6 @@ def test_a_sealed_folder_knows_what_it_was_made_of(furnished: Path, tmp_path: Pa
     assert not sealed(tmp_path / "nowhere", {"run": 1})
     with pytest.raises(UserError, match="was not written by sft"):
         sealed(tmp_path / "model", {"run": 1})
+    (tmp_path / "model" / "files.json").write_text('{"of": "another program"}')
+    with pytest.raises(UserError, match="sft did not write"):
+        sealed(tmp_path / "model", {"run": 1})
