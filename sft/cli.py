@@ -6,7 +6,9 @@ import importlib
 import importlib.util
 import json
 import logging
+import math
 import os
+import re
 import signal
 import sys
 import warnings
@@ -97,12 +99,12 @@ def _parser() -> argparse.ArgumentParser:
     merge.add_argument("--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto",
                        help="of the weights; that of the base unless given")  # fmt: skip
     merge.add_argument("--score", action="store_true", help="compare both models by the template's metrics, too")
-    merge.add_argument("--shard", default="5GB", metavar="SIZE", help="largest file of weights")
+    merge.add_argument("--shard", type=_size, default="5GB", metavar="SIZE", help="largest file of weights")
     merge.add_argument("--output", metavar="FOLDER", help="runs/NAME/merged unless given")
     merge.add_argument("--weights", type=_numbers, metavar="W,W", help="of several adapters; equal unless given")
-    merge.add_argument("--method", choices=["cat", "linear", "svd", "ties", "dare_ties"], default="cat",
-                       help="how peft sums several adapters; cat is exact")  # fmt: skip
-    merge.add_argument("--density", type=float, metavar="SHARE", help="what ties and dare_ties keep")
+    merge.add_argument("--method", choices=["cat", "linear", "svd", "ties", "dare_ties"],
+                       help="how peft sums several adapters; cat, which is exact, unless given")  # fmt: skip
+    merge.add_argument("--density", type=_share, metavar="SHARE", help="what ties and dare_ties keep")
     merge.set_defaults(run=_merge, overrides=[])
     _add_serve(commands)
     _add_export(commands)
@@ -168,7 +170,31 @@ def _positive(text: str) -> int:
 
 
 def _numbers(text: str) -> tuple[float, ...]:
-    return tuple(float(number) for number in text.split(","))
+    numbers = _floats(text)
+    if not any(numbers) or not all(map(math.isfinite, numbers)):
+        raise argparse.ArgumentTypeError("write a number for each run, not all of them 0, such as 0.7,0.3")
+    return numbers
+
+
+def _size(text: str) -> str:
+    if not re.fullmatch(r"0*[1-9]\d*(KB|MB|GB|TB)", text.upper()):
+        raise argparse.ArgumentTypeError("write a number with KB, MB, GB or TB, such as 5GB")
+    return text
+
+
+def _share(text: str) -> float:
+    numbers = _floats(text)
+    if len(numbers) != 1 or not 0 < numbers[0] <= 1:
+        raise argparse.ArgumentTypeError("write a share above 0 and up to 1")
+    return numbers[0]
+
+
+def _floats(text: str) -> tuple[float, ...]:
+    """The numbers between commas; none where one of them is no number."""
+    try:
+        return tuple(float(number) for number in text.split(","))
+    except ValueError:
+        return ()
 
 
 def _port(text: str) -> int:
@@ -322,6 +348,9 @@ def _merge(options: argparse.Namespace) -> int:
     options.overrides += [word for word in options.recipes if "=" in word]
     if not names:
         raise UserError("name a recipe or the folder of a run to merge")
+    given = [name for name in ("weights", "method", "density") if getattr(options, name) is not None]
+    if len(names) == 1 and given:
+        raise UserError(f"--{given[0]} is for several runs; name them all, or leave it out")
     if len(names) > 1 and not options.output:
         raise UserError(f"name a folder for the sum of {len(names)} adapters with --output")
     from sft.recipe import load
@@ -332,10 +361,11 @@ def _merge(options: argparse.Namespace) -> int:
 
     how = Options(options.route, options.dtype, options.score, options.shard)
     if len(names) == 1:
-        folder = merge(recipes[0], how, options.output and Path(options.output))
+        folder = merge(recipes[0], how, Path(options.output).resolve() if options.output else None)
     else:
         weights = options.weights or (1 / len(names),) * len(names)
-        folder = merge_several(recipes, Mix(weights, options.method, options.density), Path(options.output), how)
+        mix = Mix(weights, options.method or "cat", options.density)
+        folder = merge_several(recipes, mix, Path(options.output).resolve(), how)
     return 1 if read_json(folder / "parity.json")["problems"] else 0
 
 

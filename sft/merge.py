@@ -95,6 +95,8 @@ def merge_several(recipes: Sequence[Recipe], mix: Mix, folder: Path, options: Op
         raise UserError(f"--weights: {len(mix.weights)} weights for {len(recipes)} runs; write one for each")
     if mix.density is None and "ties" in mix.method:
         raise UserError(f"--method {mix.method} needs --density: the share of values that is kept, for instance 0.5")
+    if mix.density is not None and "ties" not in mix.method:
+        raise UserError(f"--density is for ties and dare_ties; `{mix.method}` keeps all values, so leave it out")
     for recipe in recipes:
         if wrong := next((key for key in SUMMED_WRONG if (recipe.lora or {}).get(key)), None):
             raise UserError(
@@ -174,7 +176,7 @@ def _merged(
     if recipe.quantization != "none" and options.route == "dequantized":
         _dequantize_into(plain, load_base(recipe, tokenizer))
     adapter = _mixed(plain, recipes, mix, part / ".work" / "mix") if mix else recipe.trained
-    return _add(plain, adapter), adapter
+    return _add(plain, adapter, "the sum of the adapters" if mix else str(adapter)), adapter
 
 
 def _plain(recipe: Recipe, dtype: str) -> Recipe:
@@ -210,7 +212,7 @@ def _dequantize_into(plain: "PreTrainedModel", quantized: "PreTrainedModel") -> 
         place.weight.data.copy_(values.T if isinstance(place, Conv1D) else values)
 
 
-def _add(plain: "PreTrainedModel", adapter: Path) -> "PreTrainedModel":
+def _add(plain: "PreTrainedModel", adapter: Path, name: str) -> "PreTrainedModel":
     """The model with the adapter in its weights, summed in float32, a layer at a time."""
     from peft.tuners.lora import LoraLayer
 
@@ -219,13 +221,16 @@ def _add(plain: "PreTrainedModel", adapter: Path) -> "PreTrainedModel":
         base = layer.get_base_layer()
         kept = [parameter.data for parameter in base.parameters()]
         base.float()
-        layer.merge(safe_merge=True)
+        try:
+            layer.merge(safe_merge=True)
+        except ValueError as error:
+            raise UserError(f"{name}: holds values that are no finite numbers; train with a lower rate") from error
         for parameter, data in zip(base.parameters(), kept, strict=True):
             changed |= not torch.equal(data, parameter.data.to(data.dtype))
             parameter.data = data.copy_(parameter.data)  # where it was: new places would hold the model twice
     if not changed:
         raise UserError(
-            f"{adapter}: the adapter changes no weight of its base in {plain.dtype}: its own are 0, or too small; "
+            f"{name}: changes no weight of its base in {plain.dtype}: its own are 0, or too small; "
             "train longer, or write --dtype float32"
         )
     return model.unload().to(plain.dtype)  # layers in `modules_to_save` come in float32

@@ -139,6 +139,10 @@ def test_what_is_there_is_kept_where_it_fits_and_replaced_whole_where_it_does_no
     merge(recipe)
     assert "up to date" in capsys.readouterr().err
     assert (folder / "model.safetensors").stat().st_mtime_ns == before
+    weights = bytearray((folder / "model.safetensors").read_bytes())
+    (folder / "model.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
+    merge(recipe)
+    assert (folder / "model.safetensors").read_bytes() == weights
     merge(recipe, Options(dtype="bfloat16", shard="100KB"))
     assert not (folder / "model.safetensors").exists()
     assert len([*folder.glob("model-*.safetensors")]) > 2
@@ -261,6 +265,29 @@ def test_a_folder_that_holds_something_else_is_left_alone(
         assert "was not written by sft" in message
     assert (tmp_path / "thesis" / "chapter.txt").read_text() == "years"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "thesis"]
+
+
+def test_options_that_mean_nothing_are_told(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for options, message in (
+        (["--shard", "5"], "write a number with KB, MB, GB or TB"),
+        (["--weights", "a,b"], "write a number for each run"),
+        (["--weights", "nan,1"], "write a number for each run"),
+        (["--weights", "0,0"], "not all of them 0"),
+        (["--density", "7"], "write a share above 0 and up to 1"),
+        (["--density", "half"], "write a share above 0 and up to 1"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            main(["merge", str(runs / "lora"), *options])
+        assert message in capsys.readouterr().err
+    assert "--weights is for several runs" in refused([str(runs / "lora"), "--weights", "1"], capsys)
+    several = [str(runs / "lora"), str(runs / "lora"), "--output", str(runs / "twice")]
+    assert "leave it out" in refused([*several, "--density", "0.5"], capsys)
+
+
+def test_the_working_folder_may_be_the_output(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["merge", str(runs / "lora"), "--output", "."]) == 0
+    assert (tmp_path / "config.json").is_file()
 
 
 def test_a_full_disk_is_one_message_and_leaves_nothing(runs: Path, tmp_path: Path) -> None:
