@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -253,6 +254,8 @@ def test_a_card_tells_the_scores_once_there_are_some(trained: Callable[..., Reci
     export(recipe, ["adapter"])
     assert "Not scored" in (recipe.folder / "export" / "adapter" / "README.md").read_text("utf-8")
     evaluate_run(recipe)
+    export(recipe.model_copy(update={"generation": {"max_new_tokens": 5}}), ["adapter"])
+    assert read_json(recipe.folder / "export" / "adapter" / "generation_config.json")["max_new_tokens"] == 5
     export(recipe, ["adapter"])
     assert "| loss on outputs |" in (recipe.folder / "export" / "adapter" / "README.md").read_text("utf-8")
 
@@ -320,6 +323,16 @@ def test_unknown_targets_types_and_missing_packages_name_what_to_write(
         export(recipe, ["onnx"])
 
 
+def test_a_package_that_does_not_load_is_told(
+    trained: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "onnx.py").write_text("raise ImportError('libprotobuf.so: cannot open shared object file')")
+    monkeypatch.delitem(sys.modules, "onnx", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match="onnx is installed but does not load: libprotobuf"):
+        export(trained("gpt2", "gpt2_like"), ["onnx"])
+
+
 @pytest.mark.llama_cpp
 def test_unknown_weights_and_a_converter_that_is_not_there_are_told_first(
     trained: Callable[..., Recipe], tmp_path: Path
@@ -327,6 +340,8 @@ def test_unknown_weights_and_a_converter_that_is_not_there_are_told_first(
     recipe = trained("gpt2", "gpt2_like")
     with pytest.raises(UserError, match=r"unknown type `q5_z`.*q4_k_m"):
         export(recipe, ["gguf"], Options(gguf=("q5_z",)))
+    with pytest.raises(UserError, match="--gguf names no type"):
+        export(recipe, ["gguf"], Options(gguf=()))
     with pytest.raises(UserError, match=r"has no convert_hf_to_gguf\.py"):
         export(recipe, ["gguf"], Options(llama_cpp=tmp_path))
 

@@ -16,7 +16,7 @@ from sft.codec import Codec
 from sft.data import Tokens, codec_of, prepare
 from sft.files import read_json, whole_folder, write_json
 from sft.recipe import Recipe
-from sft.run import check_files, check_owner
+from sft.run import check_files, check_language_model, check_owner
 from sft.show import say
 from sft.tokenizer import load_tokenizer
 
@@ -84,6 +84,7 @@ def export(recipe: Recipe, targets: Sequence[str], options: Options = Options())
     packages that are missing, and for what the target's program cannot run.
     """
     modules = _modules(targets, options)
+    check_language_model(recipe)
     check_files(recipe)
     check_owner(recipe)
     source = Source(recipe, _merged(recipe, targets), options)
@@ -119,6 +120,13 @@ def _modules(targets: Sequence[str], options: Options) -> dict[str, Any]:
             raise UserError(
                 f"--to {target} needs {', '.join(missing)}; run: pip install 'sft-recipes[{module.NEEDS[missing[0]]}]'"
             )
+        for name in module.NEEDS:
+            try:
+                importlib.import_module(name)
+            except (ImportError, OSError, RuntimeError) as error:  # a library of the system that it was built with
+                raise UserError(
+                    f"--to {target}: {name} is installed but does not load: {error}; reinstall it"
+                ) from error
         if target in ("gguf", "ollama"):
             module.check(options)
     return modules
@@ -145,7 +153,9 @@ def _problems(folder: Path) -> list[str]:
 
 
 def _made_of(source: Source, target: str) -> dict[str, Any]:
-    files = [source.recipe.folder / "train.json", source.merged / "files.json"]
-    files += [source.recipe.folder / "eval" / "scores.json"] if target == "adapter" else []
+    run = source.recipe.folder
+    files = [run / "train.json", run / "merged" / "files.json"]
+    files += [run / "eval" / "scores.json"] if target == "adapter" else []
     made_of: dict[str, Any] = {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files if f.is_file()}
+    made_of |= {"generation": source.recipe.generation}
     return made_of | ({"gguf": list(source.options.gguf)} if target in ("gguf", "ollama") else {})

@@ -72,6 +72,8 @@ def write(source: Source, folder: Path) -> dict[str, Any]:
 def check(options: Options) -> None:
     """Raise UserError for a type of weights that there is not, and where there is no converter."""
     types = (*_types(), "lora")
+    if not options.gguf:
+        raise UserError(f"--gguf names no type of weights; there are {', '.join(types)}")
     if unknown := [kind for kind in options.gguf if kind not in types]:
         raise UserError(f"unknown type `{unknown[0]}` of GGUF weights; there are {', '.join(types)}")
     converter(options.llama_cpp)

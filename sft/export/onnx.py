@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sft import parity
+from sft import UserError, parity
 from sft.data import MASKED
 from sft.export import Source, travel
 from sft.show import table
@@ -100,7 +100,12 @@ def write_graphs(model: "PreTrainedModel", folder: Path) -> list[str]:
             program, _ = exporter.export_program(model, sample, OnnxConfig(dynamic=True))
         for value in (*program.graph.inputs, *program.graph.outputs):
             value.name = _usual_name(str(value.name))
-        exporter.save_program(program, folder / name)
+        try:
+            exporter.save_program(program, folder / name)
+        except OSError as error:
+            if error.errno is not None:
+                raise
+            raise UserError(f"{name}: cannot be written: {error}; is the disk full?") from error  # numpy does not say
         names.append(name)
     return names
 
