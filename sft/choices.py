@@ -22,6 +22,9 @@ PACKED_EXACTLY = ("gpt2", "llama", "mistral", "qwen2", "gpt_neox", "gemma", "gpt
 alone. Falcon's documents see each other."""
 SHORT, MEMORY = 256, 2**30
 """On a CPU, plain attention is used up to this mean length in tokens, and up to these bytes of scores kept."""
+WORTH = 0.5
+"""Rows stay in random order up to this waste. A step of rows of one length teaches less: the quickstart's held-out loss
+was 0.160 with grouped rows, where it is 0.13 with mixed ones."""
 BLUR = 0.02
 """Lengths this far apart count as like, so that each epoch puts other rows together."""
 SAMPLE = 20_000
@@ -149,6 +152,10 @@ def _order(recipe: Recipe, config: "PreTrainedConfig", lengths: Any, processes: 
     random = waste(np.random.default_rng(0).permutation(lengths), rows, config)
     if rows == 1:
         yield Choice("train_sampling_strategy", "random", "a micro-batch of one row has no padding")
+        return
+    if random <= WORTH:
+        reason = f"a random order wastes {random:.0%} of the work on padding, which is the price of mixed steps"
+        yield Choice("train_sampling_strategy", "random", reason)
         return
     grouped = waste(lengths[list(ByLength(lengths, step, 0))], rows, config)
     packed = packing_waste(lengths, max_length(recipe), config)

@@ -189,3 +189,10 @@ def test_every_attention_that_may_be_chosen_gives_the_same_logits(
         before = model(ids).logits
         model.set_attn_implementation("eager")
         assert torch.allclose(before, model(ids).logits, atol=1e-5)
+
+
+def test_rows_of_almost_one_length_stay_mixed(recipe: Any) -> None:
+    settled = settle(recipe(), by_machine(recipe()))
+    lengths = np.random.default_rng(0).integers(90, 110, 400).tolist()
+    chosen = named(by_rows(settled, of(lengths), AutoConfig.for_model("llama", **LLAMA), 1))
+    assert chosen["train_sampling_strategy"] == "random"
