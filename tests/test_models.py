@@ -69,7 +69,7 @@ def tiny(
     folder = tiny_model(tmp_path / "model", gpt2_like, kind, **config, **dropouts)
     recipe = recipe.model_copy(update={"model": str(folder)})
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    return add_adapter(load_base(recipe, tokenizer, training=True), recipe), tokenizer, recipe
+    return add_adapter(load_base(recipe, tokenizer, exact=True), recipe), tokenizer, recipe
 
 
 def ids(tokenizer: Any, *texts: str) -> list[torch.Tensor]:
@@ -113,7 +113,7 @@ def test_every_targeted_layer_learns_packing_is_exact_and_merging_keeps_the_logi
             torch.testing.assert_close(packed, torch.cat(apart), atol=2e-3, rtol=2e-3)
         if recipe.quantization == "4bit":  # a merge into 4-bit weights is not the trained model
             model.save_pretrained(Path(recipe.model) / "adapter", save_embedding_layers=False)
-            plain = load_base(recipe, tokenizer, training=True).dequantize()
+            plain = load_base(recipe, tokenizer, exact=True).dequantize()
             model = PeftModel.from_pretrained(plain, Path(recipe.model) / "adapter")
         merged = model.merge_and_unload()(first, use_cache=False).logits[0]
         tolerance = 0.05 if recipe.quantization == "4bit" else 1e-4
