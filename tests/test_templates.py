@@ -464,7 +464,7 @@ BROKEN = {
     "a tool call": Broken("turn 2 calls a tool", turns(ASKED, TOLD | {"tool_calls": [{}]}), "chat"),
     "a preference pair of chats": Broken("a preference pair", [{"chosen": [ASKED, TOLD], "rejected": [TOLD]}], "chat"),
     # sequences
-    "no sequence": Broken("no column `sequence`: name yours with data.columns.sequence=", [{"tokens": ["C4"]}], "sequence"),
+    "no sequence": Broken("no column `sequence`: name yours with data.columns", [{"tokens": ["C4"]}], "sequence"),
     "sequence null": Broken("an empty sequence; mend it or take it out", [{"sequence": None}], "sequence"),
     "sequence of nothing": Broken("an empty sequence", [{"sequence": []}], "sequence"),
     "sequence blank": Broken("an empty sequence", [{"sequence": " \n"}], "sequence"),
