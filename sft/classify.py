@@ -12,7 +12,6 @@ from accelerate import PartialState
 from datasets import Dataset
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerFast, PrinterCallback, Trainer
 
-from data_templates import as_text
 from sft import UserError
 from sft.choices import by_machine, settle
 from sft.codec import Codec
@@ -22,8 +21,8 @@ from sft.model import check_model, keep_freed_memory, load_classifier
 from sft.recipe import Recipe
 from sft.run import claim, finished
 from sft.show import say
-from sft.split import TEST, TRAIN, Split, record_keys, records
-from sft.template import load_template, read_sample, samples
+from sft.split import TEST, TRAIN, Split
+from sft.template import load_template
 from sft.tokenizer import load_tokenizer
 from sft.train import MarkWhole, Progress, arguments, run, use_all_cores
 from sft.unusable import refuse_unusable
@@ -98,19 +97,15 @@ def labelled(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Labelled:
     Raises UserError where a label is missing, is met on the held-out side alone or is the only one, or where a row is
     too long.
     """
-    template, split = load_template(recipe), Split(recipe.data)
+    template = load_template(recipe)
     if template.label is None:
         raise UserError(f"template `{recipe.template}` has no `label`, which `task: classification` learns to tell")
     refuse_unusable(recipe, template)
-    codec = codec_of(recipe, tokenizer)
+    codec, split = codec_of(recipe, tokenizer), Split(recipe.data, template)
     found: list[_Row] = []
-    for number, (held, (where, record)) in enumerate(records(recipe.data)):
-        rows = samples(template, record, where)
-        read = [read_sample(template, row, where) for row in rows]
-        split.see(held, record_keys(template, record, where, read, by_prompt=split.drawn))
-        for row, (prompt, segments) in zip(rows, read, strict=True):
-            text = as_text(prompt) + "".join(segment.text for segment in segments)
-            found.append(_Row(number, where, text, str(template.label(row))))
+    for sample in split.samples():
+        text = sample.text + sample.output
+        found.append(_Row(sample.record, sample.where, text, str(template.label(sample.row))))
     sides = split.sides()
     classes = sorted({row.name for row in found if sides[row.record] == TRAIN}, key=_in_order)
     if not classes:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,15 +19,15 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 import data_templates
-from data_templates import Prompt, Row, Segment, Template, as_text
+from data_templates import Row, Template
 from sft import UserError
 from sft.codec import Codec
 from sft.counts import FACTS, Counts, count, looks
 from sft.files import whole_folder
 from sft.recipe import Recipe
 from sft.rows import fingerprint
-from sft.split import REPEATED, Split, hashed, record_keys, records
-from sft.template import has_prompt, load_template, read_sample, samples, template_file
+from sft.split import REPEATED, Sample, Split, hashed
+from sft.template import has_prompt, load_template, template_file
 from sft.unusable import refuse_unusable
 
 if TYPE_CHECKING:
@@ -115,9 +115,10 @@ def _digest(*parts: str) -> str:
 
 def _write(recipe: Recipe, codec: Codec, folder: Path) -> None:
     """The facts of every row, then each row on its side, and the counts. A thousand rows are in memory at a time."""
-    split, facts = Split(recipe.data), folder / "facts.arrow"
+    template = load_template(recipe)
+    split, facts = Split(recipe.data, template), folder / "facts.arrow"
     with _stream(facts, FACTS) as stream:
-        for batch in _facts(recipe, codec, split):
+        for batch in _facts(recipe, template, codec, split):
             stream.write_batch(batch)
     counts = _deal(facts, split.sides(), codec, folder)
     facts.unlink()
@@ -141,20 +142,6 @@ def _nothing_left(recipe: Recipe, side: str, found: Counts) -> str:
     return f"{source}: no row is left to {'train on' if side == 'train' else 'hold out'}; {'; '.join(reasons)}"
 
 
-class _Sample(NamedTuple):
-    """A row as its template reads it."""
-
-    record: int
-    where: str
-    prompt: Prompt
-    segments: Sequence[Segment]
-    text: str
-    """The prompt as text."""
-    output: str
-    empty: str | None
-    """A field that holds nothing."""
-
-
 class _Ids(NamedTuple):
     """A batch of samples as ids, and what was found while making them."""
 
@@ -164,32 +151,18 @@ class _Ids(NamedTuple):
     merged: list[bool]
 
 
-def _facts(recipe: Recipe, codec: Codec, split: Split) -> Iterator[pa.RecordBatch]:
+def _facts(recipe: Recipe, template: Template, codec: Codec, split: Split) -> Iterator[pa.RecordBatch]:
     """The rows in batches. While one is tokenised, which leaves Python free, the next is read."""
-    before: tuple[list[_Sample], Future[_Ids]] | None = None
+    rows = split.samples()
+    before: tuple[list[Sample], Future[_Ids]] | None = None
     with ThreadPoolExecutor(1) as background:
-        for batch in chain(_batches(recipe, load_template(recipe), split), [None]):
-            ids = background.submit(_encode, codec, batch) if batch else None
+        while batch := list(islice(rows, BATCH)):
+            ids = background.submit(_encode, codec, batch)
             if before is not None:
-                yield _look(recipe, codec, before[0], before[1].result())
-            before = (batch, ids) if batch and ids else None
-
-
-def _batches(recipe: Recipe, template: Template, split: Split) -> Iterator[list[_Sample]]:
-    """The samples of all records; the split is told their keys."""
-    batch: list[_Sample] = []
-    for number, (held, (where, record)) in enumerate(records(recipe.data)):
-        rows = samples(template, record, where)
-        read = [read_sample(template, row, where) for row in rows]
-        split.see(held, record_keys(template, record, where, read, by_prompt=split.drawn))
-        for row, (prompt, segments) in zip(rows, read, strict=True):
-            text, output = as_text(prompt), "".join([segment.text for segment in segments])
-            batch.append(_Sample(number, where, prompt, segments, text, output, _empty(template, row)))
-        if len(batch) >= BATCH:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+                yield _look(recipe, template, codec, before[0], before[1].result())
+            before = batch, ids
+        if before is not None:
+            yield _look(recipe, template, codec, before[0], before[1].result())
 
 
 def _empty(template: Template, row: Row) -> str | None:
@@ -201,7 +174,7 @@ def _empty(template: Template, row: Row) -> str | None:
     return None
 
 
-def _encode(codec: Codec, batch: Sequence[_Sample]) -> _Ids:
+def _encode(codec: Codec, batch: Sequence[Sample]) -> _Ids:
     try:
         heads = codec.prompts([sample.prompt for sample in batch])
     except UserError:  # a chat template that refuses a prompt does not know which row it is
@@ -216,7 +189,7 @@ def _encode(codec: Codec, batch: Sequence[_Sample]) -> _Ids:
     return _Ids(heads, tails, codec.unchanged(outputs, tails), codec.merged(texts, outputs, heads, tails))
 
 
-def _look(recipe: Recipe, codec: Codec, batch: Sequence[_Sample], ids: _Ids) -> pa.RecordBatch:
+def _look(recipe: Recipe, template: Template, codec: Codec, batch: Sequence[Sample], ids: _Ids) -> pa.RecordBatch:
     """What is known of each row of a batch."""
     heads, tails = ids.heads.copy(), [tail + codec.end for tail in ids.tails]
     whole = [len(head) + len(tail) for head, tail in zip(heads, tails, strict=True)]
@@ -255,7 +228,7 @@ def _look(recipe: Recipe, codec: Codec, batch: Sequence[_Sample], ids: _Ids) -> 
         "ended": [labels[end - len(codec.end) : end].tolist() == codec.end for end in ends[1:]],
         "changed": [not same for same in ids.unchanged],
         "seam": ids.merged,
-        "empty": [sample.empty for sample in batch],
+        "empty": [_empty(template, sample.row) for sample in batch],
         "looks": [looks(sample.text, special) + looks(sample.output, special) for sample in batch],
     }
     return pa.RecordBatch.from_pydict(columns, schema=FACTS)
@@ -272,7 +245,7 @@ def _fitted(recipe: Recipe, codec: Codec, where: str, head: list[int], output: i
     return None if overflow == "drop" else codec.trimmed(head, room - output)
 
 
-def _weights(codec: Codec, sample: _Sample, head: int) -> list[float] | None:
+def _weights(codec: Codec, sample: Sample, head: int) -> list[float] | None:
     """The loss weight of each token of a row, where one is not 1. The end token weighs 1."""
     if all(segment.weight == 1 for segment in sample.segments):
         return None

@@ -5,13 +5,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_templates import Prompt, Row, Segment, as_text
 from sft import UserError
 from sft.files import whole_folder
 from sft.recipe import NewTokenizer, Recipe, VocabularyFile
 from sft.rows import fingerprint
-from sft.split import TRAIN, Split, record_keys, records
-from sft.template import given_vocabulary, load_template, read_sample, samples, template_file
+from sft.split import TRAIN, Split
+from sft.template import given_vocabulary, load_template, template_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -166,13 +165,10 @@ def _train(recipe: Recipe, new: NewTokenizer) -> Path:
 
 def _texts(recipe: Recipe) -> Iterator[str]:
     """The texts of the training side, which is known once all records were seen."""
-    template, split = load_template(recipe), Split(recipe.data)
-
-    def read(where: str, record: Row) -> list[tuple[Prompt, list[Segment]]]:
-        return [read_sample(template, row, where) for row in samples(template, record, where)]
-
-    for held, (where, record) in records(recipe.data):
-        split.see(held, record_keys(template, record, where, read(where, record), by_prompt=split.drawn))
-    for side, (_, (where, record)) in zip(split.sides(), records(recipe.data), strict=True):
-        for prompt, segments in read(where, record) if side == TRAIN else ():
-            yield as_text(prompt) + "".join(segment.text for segment in segments)
+    split, again = (Split(recipe.data, load_template(recipe)) for _ in range(2))
+    for _ in split.samples():
+        pass
+    sides = split.sides()
+    for sample in again.samples():
+        if sides[sample.record] == TRAIN:
+            yield sample.text + sample.output
