@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification, DataCollatorWithPad
 from eval.score import Mean, load_metric, mean_of, with_intervals
 from sft import UserError
 from sft.classify import Labelled, labelled
-from sft.files import damage, read_json, sizes, whole_folder, write_json, write_text
+from sft.files import made_already, mark_made, whole_folder, write_json, write_text
 from sft.loss import batches_by_length
 from sft.model import device, without_bars
 from sft.recipe import Recipe
@@ -36,17 +36,15 @@ def evaluate_run(recipe: Recipe) -> Path:
     trained = (recipe.folder / "train.json").stat().st_mtime
     made_of = {"rows": rows.key, "eval": recipe.eval.model_dump(), "trained": trained}
     folder = recipe.folder / "eval"
-    if (folder / "made_of.json").is_file():
-        before = read_json(folder / "made_of.json")
-        if before["made_of"] == made_of and damage(folder, before["files"]) is None:
-            say(f"{folder}: up to date")
-            return folder
+    if made_already(folder, made_of):
+        say(f"{folder}: up to date")
+        return folder
     with whole_folder(folder) as part:
         sides = {"base": _baseline(rows), "tuned": _network(recipe, rows, tokenizer)}
         for side, logarithms in sides.items():
             _write(rows, logarithms, part / side)
         write_json(part / "scores.json", score(rows, sides, recipe.eval.seed))
-        write_json(part / "made_of.json", {"made_of": made_of, "files": sizes(part)})
+        mark_made(part, made_of)
     return folder
 
 

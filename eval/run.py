@@ -15,7 +15,7 @@ from eval.score import score
 from sft import UserError
 from sft.codec import Codec
 from sft.data import Tokens, codec_of, prepare
-from sft.files import damage, read_json, sizes, whole_folder, write_json, write_text
+from sft.files import made_already, mark_made, whole_folder, write_json, write_text
 from sft.loss import output_losses
 from sft.model import decoding, keep_freed_memory, load_base, load_trained
 from sft.recipe import Recipe
@@ -41,11 +41,9 @@ def evaluate_run(recipe: Recipe) -> Path:
     if recipe.scratch is not None:
         made_of["scratch"] = _trained_scratch(recipe.scratch)
     folder = recipe.folder / "eval"
-    if (folder / "made_of.json").is_file():
-        before = read_json(folder / "made_of.json")
-        if before["made_of"] == made_of and damage(folder, before["files"]) is None:
-            say(f"{folder}: up to date")
-            return folder
+    if made_already(folder, made_of):
+        say(f"{folder}: up to date")
+        return folder
 
     keep_freed_memory()
     config = decoding(recipe, codec)
@@ -66,7 +64,7 @@ def evaluate_run(recipe: Recipe) -> Path:
             counted = ngram_losses(tokens.train, list(tokens.test), order, len(tokenizer))
             write_json(part / NAMES.get(order, f"{order}-gram") / "losses.json", counted)
         write_json(part / "scores.json", score(part, template, recipe.eval.seed, _others(recipe)))
-        write_json(part / "made_of.json", {"made_of": made_of, "files": sizes(part)})
+        mark_made(part, made_of)
     return folder
 
 

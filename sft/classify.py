@@ -59,6 +59,8 @@ def train(recipe: Recipe) -> Path:
         say(f"{recipe.trained}: trained already; delete {recipe.folder} to train again")
         return recipe.trained
     say(_told(rows))
+    for choice in choices:
+        say(f"chosen: {choice}")
     trainer = ClassTrainer(
         model=load_classifier(recipe, tokenizer, rows.classes),
         args=args,

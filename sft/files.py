@@ -84,3 +84,16 @@ def altered(folder: Path, written: dict[str, str]) -> str | None:
 def _sha256(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def made_already(folder: Path, made_of: Any) -> bool:
+    """Whether the folder holds, whole, what `mark_made` said is made of this."""
+    if not (folder / "made_of.json").is_file():
+        return False
+    before = read_json(folder / "made_of.json")
+    return bool(before["made_of"] == made_of) and damage(folder, before["files"]) is None
+
+
+def mark_made(folder: Path, made_of: Any) -> None:
+    """Write `made_of.json`, the last file of a folder."""
+    write_json(folder / "made_of.json", {"made_of": made_of, "files": sizes(folder)})
