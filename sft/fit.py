@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from sft import UserError, facts
 from sft.model import device, quantization_config
@@ -128,6 +128,13 @@ def step_of(recipe: Recipe, rows: int | None = None) -> tuple[str, "Step"]:
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     rows = rows or (1 if asked == "auto" else asked)
     whole = recipe.lora is None
+    head: Literal["tiles", "learned", "all", "classes"] = "tiles"
+    if recipe.task == "classification":
+        head, config.pad_token_id = "classes", 0  # by which the last token of each row is found
+    elif trainer.get("label_smoothing_factor"):
+        head = "all"
+    elif _weighted(recipe):
+        head = "learned"
     return source, Step(
         config,
         lora=None if whole else {"target_modules": "all-linear"} | (recipe.lora or {}),
@@ -140,7 +147,7 @@ def step_of(recipe: Recipe, rows: int | None = None) -> tuple[str, "Step"]:
         dtype=getattr(torch, init["dtype"]) if "dtype" in init else torch.float32 if whole else torch.bfloat16,
         autocast=torch.float16 if fp16 else torch.bfloat16 if bf16 else None,
         checkpointing={"every_n_layers": kwargs.get("every_n_layers", 1)} if checkpointing else None,
-        head="all" if trainer.get("label_smoothing_factor") else "learned" if _weighted(recipe) else "tiles",
+        head=head,
         optimizer=_optimizer(trainer),
         clip=trainer.get("max_grad_norm", 1.0),
         attention=init.get("attn_implementation"),

@@ -30,6 +30,8 @@ def measure(recipe: Recipe) -> None:
 
     Raises UserError where there is no GPU, or it has not enough memory.
     """
+    if recipe.task == "classification":
+        raise UserError("--measure trains a language model; leave it out for `task: classification`")
     where = device(recipe)
     if where == "cpu":
         raise UserError("there is no GPU to measure on; `sft fit` without --measure predicts what one would need")

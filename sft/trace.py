@@ -63,9 +63,10 @@ class Step:
     autocast: torch.dtype | None = torch.bfloat16
     checkpointing: dict[str, Any] | None = field(default_factory=dict)
     """Arguments of activation checkpointing, or None where it is off."""
-    head: Literal["tiles", "learned", "all"] = "tiles"
+    head: Literal["tiles", "learned", "all", "classes"] = "tiles"
     """TRL's fused head, which scores learned positions in tiles; ours for weighted rows, whose logits are those of all
-    learned positions; or the model's own loss on the logits of all positions."""
+    learned positions; the model's own loss on the logits of all positions; or a head for classes in place of that for
+    tokens, two of them unless the config says otherwise."""
     learned: int | None = None
     """Positions with a label in the batch; all of them where nothing is said."""
     optimizer: Callable[[list[Any]], torch.optim.Optimizer] | None = None
@@ -165,14 +166,15 @@ def skeleton(step: Step) -> tuple[Any, set[int]]:
     """The model on the meta device, quantised in the layers of transformers' choice, with its adapter; and the ids of
     the base model's parameters."""
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
     from transformers.initialization import no_init_weights
     from transformers.integrations.bitsandbytes import replace_with_bnb_linear
     from transformers.quantizers.base import get_keys_to_not_convert
 
     options = {"attn_implementation": step.attention} if step.attention else {}
+    kind = AutoModelForSequenceClassification if step.head == "classes" else AutoModelForCausalLM
     with torch.device("meta"), no_init_weights():
-        model = AutoModelForCausalLM.from_config(step.config, dtype=step.dtype, **options)
+        model = kind.from_config(step.config, dtype=step.dtype, **options)
         model.tie_weights()
         if step.quantization is not None:
             replace_with_bnb_linear(model, get_keys_to_not_convert(model), step.quantization)
@@ -312,7 +314,9 @@ def _loss(model: Any, causal: Any, step: Step, ledger: "Ledger") -> torch.Tensor
     elif step.padded:
         inputs["attention_mask"] = torch.ones(shape, dtype=torch.long)
     with torch.autocast("cpu", step.autocast or torch.bfloat16, enabled=step.autocast is not None):
-        if step.head == "all":
+        if step.head == "classes":
+            labels = labels[:, 0]
+        if step.head in ("all", "classes"):
             return model(**inputs, labels=labels, use_cache=False).loss
         hidden = causal.base_model(**inputs, use_cache=False).last_hidden_state[:, :-1]
         ledger.enter("head", "head")

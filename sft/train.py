@@ -7,6 +7,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from datasets import Dataset
+from peft.helpers import disable_input_dtype_casting
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 from transformers import (
@@ -99,7 +101,8 @@ def run(recipe: Recipe, trainer: Trainer, tokenizer: PreTrainedTokenizerFast, da
     say(_parameters_line(trainer.model))
     started = time.monotonic()
     checkpoint = _last_whole_checkpoint(Path(str(args.output_dir)), args.world_size)
-    trainer.train(resume_from_checkpoint=checkpoint)
+    with _as_autocast_does(trainer):
+        trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.monotonic() - started
     _check_finite(trainer.model, trainer.state.global_step)
     if trainer.is_world_process_zero():
@@ -109,6 +112,11 @@ def run(recipe: Recipe, trainer: Trainer, tokenizer: PreTrainedTokenizerFast, da
         say(f"{recipe.trained}: written, {seconds:.0f} s of training")
     trainer.accelerator.wait_for_everyone()
     return recipe.trained
+
+
+def _as_autocast_does(trainer: Trainer) -> AbstractContextManager[None]:
+    """Within, LoRA layers leave their input as it is: they would copy it to fp32, and autocast back to 16 bits."""
+    return disable_input_dtype_casting(trainer.model, active=trainer.args.bf16 or trainer.args.fp16)
 
 
 DIVERGED = (

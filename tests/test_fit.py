@@ -314,3 +314,17 @@ def test_measuring_without_a_gpu_is_refused(capsys: pytest.CaptureFixture[str]) 
         pytest.skip("there is a GPU")
     assert main(["fit", "--measure", "recipes/story_gpt2_lora.yaml"]) == 2
     assert "no GPU to measure on" in capsys.readouterr().err
+
+
+def test_a_classifier_has_no_head_for_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = "{model_type: gpt2, n_layer: 2, n_head: 2, n_embd: 32, n_positions: 64, vocab_size: 50000}"
+    rest = "template: sequence\ndata: {train: x.jsonl}\ntrainer: {max_length: 64}\n"
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"model: {model}\ntokenizer: {{vocab: v.json}}\n{rest}", "utf-8")
+    (tmp_path / "x.jsonl").write_text('{"sequence": ["a"], "label": 1}\n', "utf-8")
+    (tmp_path / "v.json").write_text('{"a": 0, "<pad>": 1, "<s>": 2, "</s>": 3}', "utf-8")
+    tokens, classes = (fit(load(path, [f"task={task}"])).memory for task in ("language_modelling", "classification"))
+    assert classes.parameters == tokens.parameters + 2 * 32, "the language model's head is tied to its embedding"
+    assert classes.bytes["head"] < 1_000 < 50_000 * 512 < tokens.bytes["head"], "scores of 50,000 tokens, 8 x 63 times"
+    assert main(["fit", "--measure", str(path), "task=classification"]) == 2
+    assert "language model" in capsys.readouterr().err
