@@ -1,8 +1,9 @@
 """What became of every row: a line of facts for each, and the sums over them that a person reads."""
 
 import re
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -95,53 +96,61 @@ def looks(text: str, special: re.Pattern[str] | None) -> list[str]:
     return [*found, SPECIAL] if special and special.search(text) else found
 
 
-def count(facts: pa.Table, mine: Flags, special: re.Pattern[str]) -> Counts:
-    """The sums over the rows that are `mine`, and the first row of each thing found. `facts` has the columns of FACTS.
+class Tally:
+    """The counts of one side, of which `records` and `repeated` are no facts of rows, and are left at 0."""
 
-    `records` and `repeated` are not facts of rows, and are left at 0.
-    """
-    column: dict[str, NDArray[Any]] = {name: facts[name].to_numpy() for name in NUMBERS}
-    kept, tokens = mine & column["kept"], column["tokens"]
-    found: dict[str, tuple[Flags, Callable[[Any], str]]] = {
-        "changed": (mine & column["changed"], lambda row: repr(row["reference"][:80])),
-        "seams": (mine & column["seam"], lambda row: f"{row['prompt'][-12:]!r} + {row['reference'][:12]!r}"),
-        "empty": (mine & _there(facts["empty"]), lambda row: f"`{row['empty']}`"),
-        "trimmed": (kept & (tokens < column["whole"]), _sizes),
-        "dropped": (mine & ~column["kept"], _sizes),
-    }
-    lengths, rows = np.unique(-(-tokens[kept] // 16) * 16, return_counts=True)
-    counts = Counts(
-        rows=int(kept.sum()),
-        tokens=int(tokens[kept].sum()),
-        supervised=int(column["learned"][kept].sum()),
-        ended=int((kept & column["ended"]).sum()),
-        weighted=int((kept & _there(facts["weights"])).sum()),
-        longest=int(tokens[kept].max(initial=0)),
-        duplicates=int(mine.sum()) - len(np.unique(column["hash"][mine])),
-        lengths={str(length): int(number) for length, number in zip(lengths, rows, strict=True)},
-    )
-    for name, (flags, told) in found.items():
-        setattr(counts, name, int(flags.sum()))
-        if flags.any():
-            row = _row(facts, int(flags.argmax()))
-            counts.examples[name] = f"{row['where']}: {told(row)}"
-    damaged = np.flatnonzero(mine & (pc.list_value_length(facts["looks"]).to_numpy() > 0))
-    counts.damaged = len(damaged)
-    for i, whats in zip(damaged, facts["looks"].take(damaged).to_pylist(), strict=True):
-        for what in whats:
-            counts.suspicious[what] = counts.suspicious.get(what, 0) + 1
-            if what not in counts.examples:
-                row = _row(facts, int(i))
-                counts.examples[what] = f"{row['where']}: {_around(row, SUSPICIOUS.get(what, special))}"
-    return counts
+    def __init__(self, special: re.Pattern[str]) -> None:
+        """`special` finds the name of a special token in a text."""
+        self._special, self._counts = special, Counts()
+        self._lengths: Counter[int] = Counter()
+        self._hashes: list[NDArray[np.uint64]] = []
+
+    def add(self, facts: pa.RecordBatch) -> None:
+        """Count some rows of this side. `facts` has the columns of FACTS."""
+        counts, column = self._counts, {name: facts[name].to_numpy(zero_copy_only=False) for name in NUMBERS}
+        kept, tokens = column["kept"], column["tokens"]
+        found: dict[str, tuple[Flags, Callable[[Any], str]]] = {
+            "changed": (column["changed"], lambda row: repr(row["reference"][:80])),
+            "seams": (column["seam"], lambda row: f"{row['prompt'][-12:]!r} + {row['reference'][:12]!r}"),
+            "empty": (_there(facts["empty"]), lambda row: f"`{row['empty']}`"),
+            "trimmed": (kept & (tokens < column["whole"]), _sizes),
+            "dropped": (~kept, _sizes),
+        }
+        counts.rows += int(kept.sum())
+        counts.tokens += int(tokens[kept].sum())
+        counts.supervised += int(column["learned"][kept].sum())
+        counts.ended += int((kept & column["ended"]).sum())
+        counts.weighted += int((kept & _there(facts["weights"])).sum())
+        counts.longest = max(counts.longest, int(tokens[kept].max(initial=0)))
+        self._lengths.update((-(-tokens[kept] // 16) * 16).tolist())
+        self._hashes.append(column["hash"])
+        for name, (flags, told) in found.items():
+            setattr(counts, name, getattr(counts, name) + int(flags.sum()))
+            if flags.any() and name not in counts.examples:
+                row = _row(facts, int(flags.argmax()))
+                counts.examples[name] = f"{row['where']}: {told(row)}"
+        damaged = np.flatnonzero(pc.list_value_length(facts["looks"]).to_numpy() > 0)
+        counts.damaged += len(damaged)
+        for i, whats in zip(damaged, facts["looks"].take(damaged).to_pylist(), strict=True):
+            for what in whats:
+                counts.suspicious[what] = counts.suspicious.get(what, 0) + 1
+                if what not in counts.examples:
+                    row = _row(facts, int(i))
+                    counts.examples[what] = f"{row['where']}: {_around(row, SUSPICIOUS.get(what, self._special))}"
+
+    def counts(self) -> Counts:
+        """The sums over all rows that were added."""
+        hashes = np.concatenate([np.array([], dtype=np.uint64), *self._hashes])
+        lengths = {str(length): number for length, number in sorted(self._lengths.items())}
+        return replace(self._counts, duplicates=len(hashes) - len(np.unique(hashes)), lengths=lengths)
 
 
-def _there(column: pa.ChunkedArray) -> Flags:
+def _there(column: pa.Array) -> Flags:
     """Which values are not null."""
-    return np.asarray(column.is_valid().to_numpy(), dtype=np.bool_)
+    return np.asarray(column.is_valid().to_numpy(zero_copy_only=False), dtype=np.bool_)
 
 
-def _row(facts: pa.Table, i: int) -> dict[str, Any]:
+def _row(facts: pa.RecordBatch, i: int) -> dict[str, Any]:
     return dict(facts.slice(i, 1).to_pylist()[0])
 
 

@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 import data_templates
 from data_templates import Row, Template
 from sft import UserError
 from sft.codec import Codec
-from sft.counts import FACTS, Counts, count, looks
+from sft.counts import FACTS, Counts, Tally, looks
 from sft.files import whole_folder
 from sft.recipe import Recipe
 from sft.rows import fingerprint
@@ -38,7 +37,9 @@ MASKED = -100
 """The label of a token that is not learned, as PyTorch's cross entropy has it."""
 
 BATCH = 1024
-"""Records that are read, tokenised and written together."""
+"""Records that are read and tokenised together."""
+TOGETHER = 2**22
+"""Bytes of rows that stand together in the files: to open one, a page of each piece is read."""
 
 SIDES = {"train": ["input_ids", "labels", "weights"],
          "test": ["input_ids", "labels", "weights", "prompt", "reference", "where", "prompt_tokens"]}  # fmt: skip
@@ -114,7 +115,7 @@ def _digest(*parts: str) -> str:
 
 
 def _write(recipe: Recipe, codec: Codec, folder: Path) -> None:
-    """The facts of every row, then each row on its side, and the counts. A thousand rows are in memory at a time."""
+    """The facts of every row, then each row on its side, and the counts. Some thousand rows are in memory at once."""
     template = load_template(recipe)
     split, facts = Split(recipe.data, template), folder / "facts.arrow"
     with _stream(facts, FACTS) as stream:
@@ -269,6 +270,7 @@ def _labels(
 
 def _deal(facts: Path, sides: NDArray[np.int8], codec: Codec, folder: Path) -> dict[str, Counts]:
     """Each row that is kept into the file of its side, and the counts of each. `sides` has one for each record."""
+    tallies = {name: Tally(codec.special) for name in SIDES}
     with ExitStack() as files:
         streams = {
             name: files.enter_context(
@@ -276,19 +278,29 @@ def _deal(facts: Path, sides: NDArray[np.int8], codec: Codec, folder: Path) -> d
             )
             for name, columns in SIDES.items()
         }
+        waiting: dict[str, list[pa.RecordBatch]] = {name: [] for name in SIDES}
         for batch in pa.ipc.open_stream(files.enter_context(pa.OSFile(str(facts)))):
             side_of = sides[batch["record"].to_numpy()]
             for side, (name, columns) in enumerate(SIDES.items()):
-                keep = pa.array(side_of == side)
-                streams[name].write_batch(batch.filter(pc.and_(keep, batch["kept"])).select(columns))
-    with pa.memory_map(str(facts)) as source:  # of which the counts look at a few columns
-        table = pa.ipc.open_stream(source).read_all()
-        side_of = sides[table["record"].to_numpy()]
-        counts = {name: count(table, side_of == side, codec.special) for side, name in enumerate(SIDES)}
+                mine = batch.filter(pa.array(side_of == side))
+                tallies[name].add(mine)
+                waiting[name].append(mine.filter(mine["kept"]).select(columns))
+                if sum(some.nbytes for some in waiting[name]) > TOGETHER:
+                    _write_out(streams[name], waiting[name])
+        for name, rest in waiting.items():
+            _write_out(streams[name], rest)
+    counts = {name: tally.counts() for name, tally in tallies.items()}
     for side, name in enumerate(SIDES):
         counts[name].records = int((sides == side).sum())
     counts["train"].repeated = int((sides == REPEATED).sum())
     return counts
+
+
+def _write_out(stream: pa.ipc.RecordBatchStreamWriter, batches: list[pa.RecordBatch]) -> None:
+    """Write these batches as one, and empty the list."""
+    if batches:
+        stream.write_table(pa.Table.from_batches(batches).combine_chunks())
+        batches.clear()
 
 
 @contextmanager

@@ -72,8 +72,9 @@ class Split:
         order = np.random.default_rng(self._data.seed).permutation(len(unique))
         wanted = max(1, round(len(groups) * self._data.test_fraction))
         enough = int(np.searchsorted(sizes[order].cumsum(), wanted)) + 1
-        held = np.isin(groups, unique[order[: min(enough, len(unique) - 1)]])
-        return np.where(held, TEST, TRAIN).astype(np.int8)
+        side = np.full(len(unique), TRAIN, dtype=np.int8)
+        side[order[: min(enough, len(unique) - 1)]] = TEST
+        return side[np.searchsorted(unique, groups)]
 
     def _records(self) -> Iterator[tuple[bool, Record]]:
         """All records, each with whether it stands in `data.test`."""
