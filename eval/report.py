@@ -184,7 +184,8 @@ def score_lines(scores: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 def _names(scores: dict[str, Any]) -> dict[str, str]:
     """What the two sides that are compared are called."""
-    return {"base": "base", "tuned": "tuned"} | scores.get("names", {})
+    trained = "tuned" if "base" in scores["metrics"]["loss"] else "trained"
+    return {"base": "base", "tuned": trained} | scores.get("names", {})
 
 
 def _samples(folder: Path) -> list[dict[str, Any]]:
