@@ -72,7 +72,6 @@ LOOP: dict[str, Any] = {
     "optimizer": plain,
 }
 """PEFT's loop, by its run.py and default_training_params.json: adapters in fp32, no autocast, the model's own loss."""
-LATER = "reserved by later runs"
 QV = ["q_proj", "v_proj"]
 MLP = ["gate_proj", "up_proj", "down_proj"]
 TUNE: dict[str, Any] = {"rows": 2, "length": 2048, "autocast": None, "padded": False, "adapter_dtype": torch.bfloat16}

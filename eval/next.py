@@ -20,7 +20,7 @@ BAR = 24
 
 def explore(opened: Opened, questions: Iterable[str | Row], count: int, by_hand: bool) -> None:
     """Print the `count` likeliest next tokens after each question. `by_hand`: then ask what to go on with, a token by
-    its place in the table or a text, and so on until Ctrl-D or the end token."""
+    its place in the table (`#3`) or a text, and so on until Ctrl-D or the end token."""
     codec, together = opened.codec, Together(opened.model)
     config = decoding(opened.recipe, codec)
     with as_base(opened.model) if opened.base else nullcontext():
@@ -30,8 +30,8 @@ def explore(opened: Opened, questions: Iterable[str | Row], count: int, by_hand:
             text = Text(codec, prompt, config, opened.recipe.eval.seed)
             table, likeliest = _table(together, text, count)
             print(table)
-            for line in typed("a number, or text to go on with> ") if by_hand else ():
-                place = int(line) if line.isdecimal() else 0 if line else 1
+            for line in typed("#3 for the third, or text to go on with> ") if by_hand else ():
+                place = int(line[1:]) if line[:1] == "#" and line[1:].isdecimal() else 0 if line else 1
                 try:
                     text.written += [likeliest[place - 1]] if 1 <= place <= len(likeliest) else codec.added(line)
                 except UserError as error:  # a person can try again

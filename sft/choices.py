@@ -65,7 +65,8 @@ def by_rows(recipe: Recipe, rows: "Dataset", config: "PreTrainedConfig", process
     if on_cpu and "attn_implementation" not in (settings.get("model_init_kwargs") or {}):
         choices += [*_attention(recipe, config, lengths)]
     if not {"train_sampling_strategy", "packing", "padding_free"} & settings.keys():
-        choices += [*_order(recipe, config, lengths[:SAMPLE], processes)]
+        some = np.random.default_rng(0).permutation(lengths)[:SAMPLE]
+        choices += [*_order(recipe, config, some, processes)]
     return choices
 
 
@@ -146,10 +147,10 @@ def _attention(recipe: Recipe, config: "PreTrainedConfig", lengths: Any) -> Iter
 
 
 def _order(recipe: Recipe, config: "PreTrainedConfig", lengths: Any, processes: int) -> Iterator[Choice]:
-    """Grouping rows by length or packing them, by which wastes less."""
+    """Grouping rows by length or packing them, by which wastes less. `lengths` stand in random order."""
     rows = recipe.trainer.get("per_device_train_batch_size", 8)
     step = rows * recipe.trainer.get("gradient_accumulation_steps", 1) * processes
-    random = waste(np.random.default_rng(0).permutation(lengths), rows, config)
+    random = waste(lengths, rows, config)
     if rows == 1:
         yield Choice("train_sampling_strategy", "random", "a micro-batch of one row has no padding")
         return

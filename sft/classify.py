@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,10 +14,10 @@ from datasets import Dataset
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerFast, PrinterCallback, Trainer
 
 from sft import UserError
+from sft.check import refuse
 from sft.choices import by_machine, settle
 from sft.codec import Codec
-from sft.counts import Counts
-from sft.data import codec_of, max_length
+from sft.data import max_length, prepare
 from sft.model import check_model, keep_freed_memory, load_classifier
 from sft.recipe import Recipe
 from sft.run import claim, finished
@@ -48,12 +49,15 @@ def train(recipe: Recipe) -> Path:
     """
     keep_freed_memory()
     choices = by_machine(recipe)
-    args = arguments(settle(recipe, choices))
+    settled = settle(recipe, choices)
+    args = arguments(settled)
     use_all_cores(args)
     with PartialState().main_process_first():
         tokenizer = load_tokenizer(recipe)
         check_model(recipe, tokenizer)
         rows = labelled(recipe, tokenizer)
+        tokens = prepare(recipe, tokenizer)
+        refuse(recipe, tokens)
         claim(recipe, rows.key)
     if finished(recipe):
         say(f"{recipe.trained}: trained already; delete {recipe.folder} to train again")
@@ -78,13 +82,13 @@ def train(recipe: Recipe) -> Path:
     trainer.add_callback(MarkWhole())
     first = rows.train[0]
     data = {
-        "counts": {"train": vars(_counts(rows.train)), "test": vars(_counts(rows.test))},
+        "counts": {side: vars(replace(counts, supervised=counts.rows)) for side, counts in tokens.counts.items()},
         "tokens": rows.key,
         "prompt_format": "plain",
         "choices": [vars(choice) for choice in choices],
         "example": [(f"{first['text']} → ", False), (first["name"], True)],
     }
-    return run(recipe, trainer, tokenizer, data)
+    return run(settled, trainer, tokenizer, data)
 
 
 def check(recipe: Recipe) -> None:
@@ -103,7 +107,7 @@ def labelled(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Labelled:
     if template.label is None:
         raise UserError(f"template `{recipe.template}` has no `label`, which `task: classification` learns to tell")
     refuse_unusable(recipe, template)
-    codec, split = codec_of(recipe, tokenizer), Split(recipe.data, template)
+    codec, split = Codec(tokenizer, "plain"), Split(recipe.data, template)
     found: list[_Row] = []
     for sample in split.samples():
         text = sample.text + sample.output
@@ -173,11 +177,5 @@ def _accuracy(result: Any) -> dict[str, float]:
 
 def _in_order(name: str) -> tuple[bool, int, str]:
     """Numbers before texts, each in their order."""
-    number = name.lstrip("-").isdecimal()
+    number = re.fullmatch(r"-?[0-9]{1,18}", name) is not None
     return not number, int(name) if number else 0, name
-
-
-def _counts(rows: Dataset) -> Counts:
-    """What the report tells of one side."""
-    lengths: Sequence[int] = [len(ids) for ids in rows["input_ids"]]
-    return Counts(rows=len(rows), records=len(rows), tokens=sum(lengths), supervised=len(rows), longest=max(lengths))

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 MASKED = -100
 """The label of a token that is not learned, as PyTorch's cross entropy has it."""
 
-BATCH = 1024
-"""Records that are read and tokenised together."""
+BATCH, LETTERS = 1024, 2**24
+"""Rows that are read and tokenised together, fewer where they have so many letters."""
 TOGETHER = 2**22
 """Bytes of rows that stand together in the files: to open one, a page of each piece is read."""
 
@@ -140,6 +140,8 @@ def _nothing_left(recipe: Recipe, side: str, found: Counts) -> str:
         )
     if found.repeated:
         reasons.append(f"{found.repeated} stand in `data.test` too, and what is held out is not trained on: add others")
+    if not reasons:
+        reasons.append("the template makes no row of its records: see its `samples`")
     return f"{source}: no row is left to {'train on' if side == 'train' else 'hold out'}; {'; '.join(reasons)}"
 
 
@@ -157,13 +159,26 @@ def _facts(recipe: Recipe, template: Template, codec: Codec, split: Split) -> It
     rows = split.samples()
     before: tuple[list[Sample], Future[_Ids]] | None = None
     with ThreadPoolExecutor(1) as background:
-        while batch := list(islice(rows, BATCH)):
+        for batch in _batches(rows):
             ids = background.submit(_encode, codec, batch)
             if before is not None:
                 yield _look(recipe, template, codec, before[0], before[1].result())
             before = batch, ids
         if before is not None:
             yield _look(recipe, template, codec, before[0], before[1].result())
+
+
+def _batches(rows: Iterator[Sample]) -> Iterator[list[Sample]]:
+    batch: list[Sample] = []
+    letters = 0
+    for row in rows:
+        batch.append(row)
+        letters += len(row.text) + len(row.output)
+        if len(batch) == BATCH or letters > LETTERS:
+            yield batch
+            batch, letters = [], 0
+    if batch:
+        yield batch
 
 
 def _empty(template: Template, row: Row) -> str | None:
@@ -272,23 +287,22 @@ def _deal(facts: Path, sides: NDArray[np.int8], codec: Codec, folder: Path) -> d
     """Each row that is kept into the file of its side, and the counts of each. `sides` has one for each record."""
     tallies = {name: Tally(codec.special) for name in SIDES}
     with ExitStack() as files:
-        streams = {
-            name: files.enter_context(
-                _stream(folder / f"{name}.arrow", pa.schema([FACTS.field(column) for column in columns]))
+        pieces = {
+            name: _Pieces(
+                files.enter_context(
+                    _stream(folder / f"{name}.arrow", pa.schema([FACTS.field(column) for column in columns]))
+                )
             )
             for name, columns in SIDES.items()
         }
-        waiting: dict[str, list[pa.RecordBatch]] = {name: [] for name in SIDES}
         for batch in pa.ipc.open_stream(files.enter_context(pa.OSFile(str(facts)))):
             side_of = sides[batch["record"].to_numpy()]
             for side, (name, columns) in enumerate(SIDES.items()):
                 mine = batch.filter(pa.array(side_of == side))
                 tallies[name].add(mine)
-                waiting[name].append(mine.filter(mine["kept"]).select(columns))
-                if sum(some.nbytes for some in waiting[name]) > TOGETHER:
-                    _write_out(streams[name], waiting[name])
-        for name, rest in waiting.items():
-            _write_out(streams[name], rest)
+                pieces[name].add(mine.filter(mine["kept"]).select(columns))
+        for some in pieces.values():
+            some.write()
     counts = {name: tally.counts() for name, tally in tallies.items()}
     for side, name in enumerate(SIDES):
         counts[name].records = int((sides == side).sum())
@@ -296,11 +310,24 @@ def _deal(facts: Path, sides: NDArray[np.int8], codec: Codec, folder: Path) -> d
     return counts
 
 
-def _write_out(stream: pa.ipc.RecordBatchStreamWriter, batches: list[pa.RecordBatch]) -> None:
-    """Write these batches as one, and empty the list."""
-    if batches:
-        stream.write_table(pa.Table.from_batches(batches).combine_chunks())
-        batches.clear()
+class _Pieces:
+    """Batches that are written together to a stream."""
+
+    def __init__(self, stream: pa.ipc.RecordBatchStreamWriter) -> None:
+        self._stream, self._waiting, self._size = stream, list[pa.RecordBatch](), 0
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        if len(batch):
+            self._waiting.append(batch)
+            self._size += batch.nbytes
+        if self._size > TOGETHER:
+            self.write()
+
+    def write(self) -> None:
+        """Write what waits, as one batch."""
+        if self._waiting:
+            self._stream.write_table(pa.Table.from_batches(self._waiting).combine_chunks())
+        self._waiting, self._size = [], 0
 
 
 @contextmanager

@@ -130,7 +130,8 @@ def step_of(recipe: Recipe, rows: int | None = None) -> tuple[str, "Step"]:
     whole = recipe.lora is None
     head: Literal["tiles", "learned", "all", "classes"] = "tiles"
     if recipe.task == "classification":
-        head, config.pad_token_id = "classes", 0  # by which the last token of each row is found
+        head, config.num_labels = "classes", 2
+        config.pad_token_id = 0  # by which the last token of each row is found
     elif trainer.get("label_smoothing_factor"):
         head = "all"
     elif _weighted(recipe):

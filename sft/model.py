@@ -109,8 +109,9 @@ def load_classifier(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast", classe
         if isinstance(recipe.model, dict):
             model = AutoModelForSequenceClassification.from_config(config)
         else:
+            options = {"dtype": _dtype(recipe, training=True)} | (recipe.trainer.get("model_init_kwargs") or {})
             model = AutoModelForSequenceClassification.from_pretrained(
-                _name(recipe), config=config, use_safetensors=True
+                _name(recipe), config=config, use_safetensors=True, **options
             )
     except Exception as error:  # as above, or an architecture without such a head
         raise UserError(unreachable(_name(recipe), "model with a head for classes", error)) from error

@@ -87,7 +87,7 @@ def given_vocabulary(recipe: Recipe) -> Vocabulary | None:
 
 def samples(template: Template, record: Row, where: str) -> Sequence[Row]:
     """The rows of a record."""
-    rows: list[Row] = _call(lambda record: list(template.samples(record)), record, where)
+    rows: list[Row] = call(lambda record: list(template.samples(record)), record, where)
     if wrong := [row for row in rows if not isinstance(row, Mapping)]:
         raise UserError(f"{where}: the template's `samples` gives {shown(wrong[0])}; it gives rows, field -> value")
     return rows
@@ -95,8 +95,8 @@ def samples(template: Template, record: Row, where: str) -> Sequence[Row]:
 
 def keys(template: Template, record: Row, where: str) -> list[str]:
     """What ties a record to others on its side of the split."""
-    found = _call(template.keys, record, where)
-    names = [] if isinstance(found, str) else _call(lambda _: list(found), record, where)
+    found = call(template.keys, record, where)
+    names = [] if isinstance(found, str) else call(lambda _: list(found), record, where)
     if isinstance(found, str) or not all(isinstance(name, str) for name in names):
         raise UserError(f"{where}: the template's `keys` gives {shown(found)}; it gives a list of texts")
     return names
@@ -104,7 +104,7 @@ def keys(template: Template, record: Row, where: str) -> list[str]:
 
 def read_prompt(template: Template, row: Row, where: str) -> Prompt:
     """The prompt of a row, which may lack what only the output is made of."""
-    prompt = _call(template.prompt, row, where)
+    prompt = call(template.prompt, row, where)
     turns = isinstance(prompt, list) and all(isinstance(turn, dict) and turn.keys() == TURN for turn in prompt)
     if not isinstance(prompt, str) and not (turns and prompt):
         raise UserError(f"{where}: the prompt is {shown(prompt)}, not text; see `data.columns`")
@@ -125,7 +125,7 @@ def read_sample(template: Template, row: Row, where: str) -> tuple[Prompt, list[
         if field not in row:
             raise _missing(field, row, where)
     prompt = read_prompt(template, row, where)
-    completion = _call(template.completion, row, where)
+    completion = call(template.completion, row, where)
     segments = [Segment("output", completion)] if isinstance(completion, str) else completion
     if not isinstance(segments, Sequence) or not all(
         isinstance(segment, Segment) and isinstance(segment.text, str) for segment in segments
@@ -155,7 +155,7 @@ def _missing(field: str, row: Row, where: str) -> UserError:
     )
 
 
-def _call(function: Any, row: Row, where: str) -> Any:
+def call(function: Any, row: Row, where: str) -> Any:
     """What a template's function makes of a row; an exception in it is a message about the row."""
     try:
         return function(row)

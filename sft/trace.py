@@ -65,8 +65,8 @@ class Step:
     """Arguments of activation checkpointing, or None where it is off."""
     head: Literal["tiles", "learned", "all", "classes"] = "tiles"
     """TRL's fused head, which scores learned positions in tiles; ours for weighted rows, whose logits are those of all
-    learned positions; the model's own loss on the logits of all positions; or a head for classes in place of that for
-    tokens, two of them unless the config says otherwise."""
+    learned positions; the model's own loss on the logits of all positions; or, in place of that head, one for the
+    config's classes."""
     learned: int | None = None
     """Positions with a label in the batch; all of them where nothing is said."""
     optimizer: Callable[[list[Any]], torch.optim.Optimizer] | None = None

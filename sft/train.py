@@ -101,7 +101,7 @@ def run(recipe: Recipe, trainer: Trainer, tokenizer: PreTrainedTokenizerFast, da
     say(_parameters_line(trainer.model))
     started = time.monotonic()
     checkpoint = _last_whole_checkpoint(Path(str(args.output_dir)), args.world_size)
-    with _as_autocast_does(trainer):
+    with _without_copies(recipe, trainer):
         trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.monotonic() - started
     _check_finite(trainer.model, trainer.state.global_step)
@@ -114,9 +114,11 @@ def run(recipe: Recipe, trainer: Trainer, tokenizer: PreTrainedTokenizerFast, da
     return recipe.trained
 
 
-def _as_autocast_does(trainer: Trainer) -> AbstractContextManager[None]:
-    """Within, LoRA layers leave their input as it is: they would copy it to fp32, and autocast back to 16 bits."""
-    return disable_input_dtype_casting(trainer.model, active=trainer.args.bf16 or trainer.args.fp16)
+def _without_copies(recipe: Recipe, trainer: Trainer) -> AbstractContextManager[None]:
+    """Within, LoRA layers on a CPU leave their input as it is: they would copy it to fp32, and autocast back to bf16.
+    (DoRA computes norms in its input's type. On a GPU, `sft fit` foresees the copies.)"""
+    exact = trainer.args.device.type == "cpu" and trainer.args.bf16 and not (recipe.lora or {}).get("use_dora")
+    return disable_input_dtype_casting(trainer.model, active=exact)
 
 
 DIVERGED = (

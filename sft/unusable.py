@@ -4,7 +4,7 @@ from data_templates import Template, no_problems
 from sft import UserError
 from sft.recipe import Recipe
 from sft.rows import read
-from sft.template import samples
+from sft.template import call, samples
 
 LISTED = 10
 """Places that are named of each kind."""
@@ -22,8 +22,8 @@ def refuse_unusable(recipe: Recipe, template: Template) -> None:
         for where, record in read(recipe.data, side):
             for row in samples(template, record, where):
                 rows += 1
-                problems = list(template.problems(row))
-                problems += _of_label(label(row)) if label is not None else []
+                problems = call(lambda row: list(template.problems(row)), row, where)
+                problems += _of_label(call(label, row, where)) if label is not None else []
                 for kind, what in problems:
                     found.setdefault(kind, []).append(f"{where} ({what})" if what else where)
                     places.add(where)

@@ -334,6 +334,42 @@ def test_training_rows_that_the_test_file_has_too_are_left_out_and_counted(
     assert (counts["train"].repeated, counts["train"].rows, counts["test"].rows) == (3, 17, 5)
 
 
+def test_many_batches_give_the_rows_and_counts_of_one(
+    tmp_path: Path, gpt2_like: Path, write_recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [
+        {"prompt": f"p{i}" * (1 + i % 7), "output": f"x {i % 19}\ufffd" if i % 5 == 0 else "same"} for i in range(90)
+    ]
+    rows[70]["output"] = "long " * 300
+    path, found = write_recipe(tmp_path, rows=rows, model=str(gpt2_like)), []
+    for i, (batch, letters, together) in enumerate([(1024, 2**24, 2**22), (3, 2**24, 100), (1024, 20, 1)]):
+        monkeypatch.setattr("sft.data.BATCH", batch)
+        monkeypatch.setattr("sft.data.LETTERS", letters)
+        monkeypatch.setattr("sft.data.TOGETHER", together)
+        tokens = tokens_of(path, "trainer.max_length=128", f"output={tmp_path}/{i}/run")[2]
+        found.append((rows_of(tokens), tokens.counts))
+    assert sum(c.dropped for c in tokens.counts.values()) == 1
+    assert sum(c.damaged for c in tokens.counts.values()) == 17
+    assert found[0] == found[1] == found[2]
+
+
+def test_a_side_whose_records_make_no_row_is_named(
+    tmp_path: Path, gpt2_like: Path, write_recipe: Callable[..., Path]
+) -> None:
+    (tmp_path / "some.py").write_text(
+        "from data_templates import Template\n\n\n"
+        "def template():\n"
+        "    return Template({'prompt': '', 'output': ''}, lambda r: r['prompt'], lambda r: r['output'],\n"
+        "                    samples=lambda record: [record] if 'kept' in record['prompt'] else [])\n"
+    )
+    (tmp_path / "test.jsonl").write_text('{"prompt": "none", "output": "of these"}\n')
+    rows = [{"prompt": f"kept {i}", "output": "x"} for i in range(5)]
+    data = {"test": str(tmp_path / "test.jsonl")}
+    recipe = write_recipe(tmp_path, rows=rows, model=str(gpt2_like), template=str(tmp_path / "some.py"), data=data)
+    with pytest.raises(UserError, match=r"no row is left to hold out; the template makes no row of its records"):
+        tokens_of(recipe)
+
+
 def test_an_edited_file_is_never_read_from_an_old_cache(
     tmp_path: Path, gpt2_like: Path, write_recipe: Callable[..., Path]
 ) -> None:

@@ -310,7 +310,7 @@ def test_next_goes_on_by_hand(
     assert shown[0] == "小明"
     assert shown[1].startswith(shown[0])
     assert shown[2] == f"{shown[1]} and"
-    place = next(line.split()[0] for line in out.splitlines() if end in line)
+    place = next(f"#{line.split()[0]}" for line in out.splitlines() if end in line)
     types(place, "never read")
     explore(opened, ["Mira went home."], 600, by_hand=True)
     assert len(re.findall("^  1  ", capsys.readouterr().out, re.M)) == 1, "after the end token there is no next one"

@@ -483,6 +483,35 @@ def test_missing_labels_are_counted(tmp_path: Path, sequences: Callable[..., Pat
     assert "rows.jsonl:35 (0.5)" in str(error.value)
 
 
+def test_a_classifier_of_weights_in_16_bits_is_trained_in_32(
+    tmp_path: Path, trained: Recipe, sequences: Callable[..., Path]
+) -> None:
+    from sft.model import load_classifier
+
+    half = GPT2LMHeadModel.from_pretrained(trained.trained, dtype=torch.bfloat16)
+    half.save_pretrained(tmp_path / "half")
+    load_tokenizer(trained).save_pretrained(tmp_path / "half")
+    recipe = load(sequences(tmp_path, task="classification", model=str(tmp_path / "half")))
+    assert load_classifier(recipe, load_tokenizer(recipe), ["1", "3"]).dtype == torch.float32
+
+
+def test_odd_labels_and_functions_are_messages_about_their_rows(tmp_path: Path, sequences: Callable[..., Path]) -> None:
+    from sft.classify import labelled
+
+    rows = [row | {"label": label} for row, label in zip(ROWS, ["--3", "²", "9" * 5000, "-1"] * 8, strict=True)]
+    recipe = load(sequences(tmp_path, rows, task="classification"))
+    assert labelled(recipe, load_tokenizer(recipe)).classes == ["-1", "--3", "9" * 5000, "²"]
+    (tmp_path / "some.py").write_text(
+        "from data_templates import Template\n\n\n"
+        "def template():\n"
+        "    return Template({'sequence': ''}, lambda r: '', lambda r: ' '.join(r['sequence']),\n"
+        "                    label=lambda r: r['kind'])\n"
+    )
+    recipe = load(sequences(tmp_path, task="classification", template=str(tmp_path / "some.py")))
+    with pytest.raises(UserError, match=r"rows.jsonl:1: .*`kind`"):
+        labelled(recipe, load_tokenizer(recipe))
+
+
 def test_check_tells_of_classes_what_training_would(
     tmp_path: Path, sequences: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

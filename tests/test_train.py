@@ -7,12 +7,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from conftest import popen
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -200,6 +203,26 @@ def test_a_model_of_which_nothing_is_quantised_is_refused(
     tiny_model(tmp_path / "model", gpt2_like, "falcon")
     with pytest.raises(UserError, match="no layer to quantise"):
         train(load(write_recipe(tmp_path, quantization="4bit")))
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_leaving_out_copies_of_what_lora_is_given_changes_no_gradient(
+    dora: bool, tmp_path: Path, gpt2_like: Path, tiny_model: Callable[..., Path]
+) -> None:
+    from sft.train import _without_copies
+
+    base = AutoModelForCausalLM.from_pretrained(tiny_model(tmp_path / "m", gpt2_like, "llama"), dtype=torch.bfloat16)
+    lora: dict[str, Any] = {"r": 4, "target_modules": "all-linear", "use_dora": dora}
+    model: Any = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False, **lora))
+    trainer: Any = SimpleNamespace(model=model, args=SimpleNamespace(bf16=True, device=torch.device("cpu")))
+    recipe: Any = SimpleNamespace(lora=lora)
+    ids, gradients = torch.arange(5, 45).reshape(2, 20), []
+    for copies in (nullcontext(), _without_copies(recipe, trainer)):
+        model.zero_grad()
+        with copies, torch.autocast("cpu", torch.bfloat16):
+            model(input_ids=ids, labels=ids).loss.backward()
+        gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad})
+    assert same(*gradients)
 
 
 def test_packing_is_proven_before_it_is_used(run: Any) -> None:
