@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from train import ROOT, plain_tokenizer
+from train import ROOT, matrix_rate, plain_tokenizer
 
 from sft.choices import by_machine, settle
 from sft.fit import GIB, fit, solve_length
@@ -162,19 +162,6 @@ def foreseen(file: str) -> int:
     """The peak by `sft fit`, with what training chooses on this card."""
     recipe = load(file)
     return fit(settle(recipe, by_machine(recipe))).memory.peak
-
-
-def matrix_rate() -> float:
-    """The card's best bfloat16 product of 8192 x 8192 matrices, in operations a second."""
-    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    best = float("inf")
-    for _ in range(20):
-        torch.cuda.synchronize()
-        started = time.perf_counter()
-        a @ b
-        torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - started)
-    return float(2 * 8192**3 / best)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from train import plain_tokenizer
+
 WORDS = ["the", "a", "fox", "hen", "ran", "into", "old", "forest", "where", "they", "met", "three", "small", "bears",
          "were", "cooking", "soup", "for", "dinner", "and", "said", "nothing", "about", "it", "because"]  # fmt: skip
 
@@ -91,12 +93,7 @@ def _tokenizer(folder: Path, rows: int) -> Path:
         return real
     made = folder / "tokenizer"
     if not made.is_dir():
-        from tokenizers import ByteLevelBPETokenizer
-        from transformers import PreTrainedTokenizerFast
-
-        bpe = ByteLevelBPETokenizer()
-        bpe.train(str(folder / f"{rows}.jsonl"), vocab_size=4096, special_tokens=["<|endoftext|>"])
-        PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, eos_token="<|endoftext|>").save_pretrained(made)
+        plain_tokenizer((folder / f"{rows}.jsonl").read_text().splitlines(), 4096).save_pretrained(made)
     return made
 
 

@@ -219,20 +219,24 @@ def work(tokens: dict[str, int], method: str) -> float:
 
 
 def matrix_rate() -> float:
-    """The machine's best bfloat16 (else float32) matrix product, in operations a second, of sizes as in a layer."""
+    """The best bfloat16 (else float32) matrix product of the card, or of the processor, in operations a second."""
     import torch
 
     from sft.model import has_bf16
 
-    a, b = (torch.randn(2048, 2048, dtype=torch.bfloat16 if has_bf16() else torch.float32) for _ in range(2))
-    best = min(timed(lambda: a @ b) for _ in range(20))
-    return float(2 * 2048**3 / best)
+    where, size = ("cuda", 8192) if torch.cuda.is_available() else ("cpu", 2048)
+    dtype = torch.bfloat16 if has_bf16() else torch.float32
+    a, b = (torch.randn(size, size, dtype=dtype, device=where) for _ in range(2))
 
+    def seconds() -> float:
+        started = time.perf_counter()
+        a @ b
+        if where == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - started
 
-def timed(function: Any) -> float:
-    started = time.perf_counter()
-    function()
-    return time.perf_counter() - started
+    seconds()  # on a card, it waits for what was drawn
+    return float(2 * size**3 / min(seconds() for _ in range(20)))
 
 
 def show(results: dict[str, list[dict[str, float]]], tokens: dict[str, int], rate: float, useful: float) -> None:

@@ -76,7 +76,7 @@ def load_base(
         set_seed(int(recipe.trainer.get("seed", 42)))
         return AutoModelForCausalLM.from_config(_config(recipe, tokenizer)).to(device(recipe))
 
-    options = {"dtype": _dtype(recipe, training)} | (recipe.trainer.get("model_init_kwargs") or {})
+    options = _options(recipe, training)
     if recipe.quantization != "none":
         options["quantization_config"] = quantization_config(recipe.quantization)
     options.setdefault("device_map", {"": device(recipe)})
@@ -109,9 +109,8 @@ def load_classifier(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast", classe
         if isinstance(recipe.model, dict):
             model = AutoModelForSequenceClassification.from_config(config)
         else:
-            options = {"dtype": _dtype(recipe, training=True)} | (recipe.trainer.get("model_init_kwargs") or {})
             model = AutoModelForSequenceClassification.from_pretrained(
-                _name(recipe), config=config, use_safetensors=True, **options
+                _name(recipe), config=config, use_safetensors=True, **_options(recipe, training=True)
             )
     except Exception as error:  # as above, or an architecture without such a head
         raise UserError(unreachable(_name(recipe), "model with a head for classes", error)) from error
@@ -189,6 +188,11 @@ def without_bars() -> None:
 
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
+
+
+def _options(recipe: Recipe, training: bool) -> dict[str, Any]:
+    """What the weights are loaded with: the recipe's settings, in place of our type of them."""
+    return {"dtype": _dtype(recipe, training)} | (recipe.trainer.get("model_init_kwargs") or {})
 
 
 def _dtype(recipe: Recipe, training: bool = False) -> Any:
