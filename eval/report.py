@@ -1,5 +1,6 @@
 """The report: one self-contained report.html of a run, and the same table in the terminal."""
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -342,6 +343,7 @@ def _chart(name: str, lines: Mapping[str, Sequence[tuple[float, float]]]) -> dic
     low, high = min(y for _, y in points), max(y for _, y in points)
     margin = (high - low or 1.0) * 0.06
     low, high = max(low - margin, 0.0), high + margin  # nothing that is drawn is below 0
+    digits = max(2, math.ceil(-math.log10((high - low) / 4)))  # as many as tell two ticks apart
 
     def place(x: float, y: float) -> tuple[float, float]:
         return round(48 + 580 * x / last, 1), round(10 + 180 * (high - y) / (high - low), 1)
@@ -349,6 +351,6 @@ def _chart(name: str, lines: Mapping[str, Sequence[tuple[float, float]]]) -> dic
     return {
         "name": name,
         "lines": {side: [place(x, y) for x, y in line] for side, line in lines.items() if line},
-        "y": [(place(0, y)[1], f"{y:.2f}") for y in (low + (high - low) * i / 4 for i in range(5))],
+        "y": [(place(0, y)[1], f"{y:.{digits}f}") for y in (low + (high - low) * i / 4 for i in range(5))],
         "x": [(place(x, low)[0], f"{x:,}") for x in sorted({round(last * i / 4) for i in range(5)})],
     }  # fmt: skip
