@@ -11,11 +11,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sft.data import prepare
 from sft.recipe import load
-from sft.rows import load_python
+from sft.rows.read import load_python
 from sft.show import table
-from sft.tokenizer import load_tokenizer
+from sft.tokens.opened import Opened
 
 SIZE = 8
 
@@ -23,7 +22,7 @@ SIZE = 8
 def main() -> None:
     """Print perplexity, accuracy and bits a picture of both models, on the recipe's held-out rows."""
     recipe = load("recipes/tiny_gpt_digits.yaml")
-    tokens = prepare(recipe, load_tokenizer(recipe))
+    tokens = Opened(recipe).tokens
     digits = load_python(Path(recipe.data.train))
     train, test = (
         np.array([digits.picture(row["input_ids"][1:-1]) for row in rows]) for rows in (tokens.train, tokens.test)

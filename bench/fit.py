@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from transformers import BitsAndBytesConfig
 
-from sft import facts
+from sft.memory import facts
+from sft.memory.trace import Step, trace
 from sft.show import table
-from sft.trace import Step, trace
 
 PEFT = "https://github.com/huggingface/peft/tree/main/method_comparison/MetaMathQA"
 TORCHTUNE = "https://github.com/meta-pytorch/torchtune#memory-and-training-speed"

@@ -20,12 +20,11 @@ import torch
 from ruamel.yaml import YAML
 from train import made
 
-from eval.generate import answering, write
-from sft.data import codec_of
-from sft.model import decoding, keep_freed_memory, load_trained
+from sft.model.load import decoding, keep_freed_memory, load_trained
 from sft.recipe import Recipe, load
-from sft.tokenizer import load_tokenizer
-from sft.train import train
+from sft.tokens.opened import Opened
+from sft.train.stage import train
+from sft.write.generate import answering, write
 
 NEW = 160
 SHAPE = {"model_type": "llama", "hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4,
@@ -41,8 +40,8 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         recipe = trained(options.folder or Path(temporary), options.rows)
-        tokenizer = load_tokenizer(recipe)
-        codec = codec_of(recipe, tokenizer)
+        opened = Opened(recipe)
+        tokenizer, codec = opened.tokenizer, opened.codec
         config = decoding(recipe, codec)
         prompts = codec.prompts([made(Random(f"test {i}"))["prompt"] for i in range(options.prompts)])
         ways: dict[str, Any] = {

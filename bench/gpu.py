@@ -21,9 +21,10 @@ from typing import Any
 import torch
 from train import ROOT, matrix_rate, plain_tokenizer
 
-from sft.choices import by_machine, settle
-from sft.fit import GIB, fit, solve_length
+from sft.memory.fit import GIB, fit, solve_length
 from sft.recipe import load
+from sft.tokens.opened import Opened
+from sft.train.choices import by_machine, settle
 
 SHAPES: dict[str, dict[str, Any]] = {
     "llama": {"model_type": "llama", "vocab_size": 128_256, "hidden_size": 4096, "intermediate_size": 14_336,
@@ -113,17 +114,17 @@ def one(file: str, cap: int, length: int, steps: int) -> dict[str, float]:
     from datasets import Dataset
     from transformers import TrainerCallback
 
-    from sft.data import Tokens
-    from sft.model import add_adapter, load_base
-    from sft.tokenizer import load_tokenizer
-    from sft.train import arguments, make_trainer
+    from sft.model.load import add_adapter, load_base
+    from sft.tokens.prepare import Tokens
+    from sft.train.arguments import arguments
+    from sft.train.trainer import make_trainer
 
     if cap:
         torch.cuda.set_per_process_memory_fraction(cap / torch.cuda.mem_get_info()[1])
     settings = [f"trainer.max_length={length}", f"trainer.max_steps={steps}", "trainer.logging_steps=1000"]
     recipe = load(file, settings + (["trainer.activation_checkpointing=true"] if cap else []))
     recipe = settle(recipe, by_machine(recipe))
-    tokenizer = load_tokenizer(recipe)
+    tokenizer = Opened(recipe).tokenizer
     ids = torch.randint(300, (64, length)).tolist()
     rows = Dataset.from_dict({"input_ids": ids, "labels": ids})
     model = add_adapter(load_base(recipe, tokenizer, training=True), recipe)

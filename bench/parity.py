@@ -18,11 +18,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from sft import UserError, export, facts
+from sft import UserError, export
 from sft.files import read_json
+from sft.memory import facts
 from sft.merge import Options, merge
-from sft.recipe import Recipe, load, shipped
-from sft.train import train
+from sft.recipe import Recipe
+from sft.recipe.read import load, shipped
+from sft.train.stage import train
 
 TALES = str(Path(__file__).parents[1] / "recipes" / "data" / "tales.py")
 SIZES: dict[str, Any] = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2,

@@ -103,9 +103,8 @@ def _ours(folder: Path, rows: int) -> dict[str, float]:
     import datasets  # noqa: F401  # which is imported when it is needed
     import transformers  # noqa: F401
 
-    from sft.data import prepare
     from sft.recipe import load
-    from sft.tokenizer import load_tokenizer
+    from sft.tokens.opened import Opened
 
     gc.set_threshold(100_000, 50, 100)  # as the command line does
     recipe = folder / "recipe.yaml"
@@ -114,9 +113,10 @@ def _ours(folder: Path, rows: int) -> dict[str, float]:
     settings["data"] |= {"columns": {"output": "completion"}}  # type: ignore[operator]
     recipe.write_text(json.dumps(settings | {"template_options": {"separator": ""}, "output": str(folder / "runs/r")}))
     loaded = load(recipe)
-    words = load_tokenizer(loaded)
+    opened = Opened(loaded)
+    _ = opened.tokenizer  # is not timed
     started = time.perf_counter()
-    tokens = prepare(loaded, words)
+    tokens = opened.tokens
     seconds = time.perf_counter() - started
     return {"seconds": seconds, "peak": _peak(), "tokens": sum(c.tokens for c in tokens.counts.values())}
 

@@ -194,16 +194,16 @@ def held_out(folder: Path, trained: Path) -> float:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from sft.data import prepare
-    from sft.loss import output_losses
+    from sft.model.loss import output_losses
     from sft.recipe import load
+    from sft.tokens.opened import Opened
 
     recipe = load(folder / "recipe.yaml", [f"output={folder / 'scored'}"])
     adapted = (trained / "adapter_config.json").exists()
     model = AutoModelForCausalLM.from_pretrained(folder / "model" if adapted else trained, dtype="float32")
     model = PeftModel.from_pretrained(model, str(trained)) if adapted else model
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
-    results = output_losses(model, prepare(recipe, tokenizer).test, 4096, tokenizer.pad_token_id)
+    results = output_losses(model, Opened(recipe).tokens.test, 4096, tokenizer.pad_token_id)
     return sum(loss for loss, _, _ in results) / sum(count for _, _, count in results)
 
 
@@ -222,7 +222,7 @@ def matrix_rate() -> float:
     """The best bfloat16 (else float32) matrix product of the card, or of the processor, in operations a second."""
     import torch
 
-    from sft.model import has_bf16
+    from sft.model.load import has_bf16
 
     where, size = ("cuda", 8192) if torch.cuda.is_available() else ("cpu", 2048)
     dtype = torch.bfloat16 if has_bf16() else torch.float32

@@ -7,6 +7,7 @@ A template is one file in this folder, or any `.py` file that a recipe names by 
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 Row = Mapping[str, Any]
@@ -26,6 +27,20 @@ def as_text(prompt: Prompt) -> str:
         return prompt
     turns = [f"{turn['role'].capitalize()}: {turn['content']}\n\n" for turn in prompt]
     return "".join([*turns, "Assistant:\n"])
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Tokens of a user's own and their ids, 0 to one below their number: what `template(vocabulary=...)` is given."""
+
+    ids: Mapping[str, int]
+    special: Mapping[str, str]
+    """Role (pad, start, end, unknown) -> its token. One token may have several roles."""
+
+    @cached_property
+    def tokens(self) -> list[str]:
+        """The tokens in the order of their ids."""
+        return sorted(self.ids, key=self.ids.__getitem__)
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,7 @@
 from collections.abc import Iterator
 from math import isqrt
 
-from data_templates import Row, Template
-from sft.vocabulary import Vocabulary
+from data_templates import Row, Template, Vocabulary
 
 
 def template(vocabulary: Vocabulary | None = None, width: int = 0) -> Template:

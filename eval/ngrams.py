@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sft.data import MASKED
+from sft.tokens.prepare import MASKED
 
 NAMES = {1: "unigram", 2: "bigram", 3: "trigram"}
 
@@ -21,8 +21,8 @@ Context = tuple[int, ...]
 def ngram_losses(
     train: Iterable[dict[str, Any]], test: Sequence[dict[str, Any]], order: int, vocabulary: int
 ) -> list[tuple[float, int, int]]:
-    """Of each held-out row, as `sft.loss.output_losses` gives it for a network: the summed loss of its learned tokens
-    in nats, how many of them are ranked first, and their number. A token is told by at most `order` - 1 before it."""
+    """Of each held-out row, as `output_losses` gives it for a network: the summed loss of its learned tokens in nats,
+    how many of them are ranked first, and their number. A token is predicted from at most `order` - 1 before it."""
     counts: dict[Context, Counter[int]] = defaultdict(Counter)
     for row in train:
         for context, token in _learned(row, order):

@@ -22,11 +22,11 @@ from typing import Any
 from sft import UserError
 
 STAGES = {
-    "train": ("sft.train:train", "train the recipe into its run folder"),
-    "eval": ("eval.run:evaluate_run", "score base against tuned on the held-out rows"),
+    "train": ("sft.train.stage:train", "train the recipe into its run folder"),
+    "eval": ("eval.evaluate:evaluate_run", "score base against tuned on the held-out rows"),
     "report": ("eval.report:report", "write report.html and print the same table"),
 }
-CLASSIFICATION = {"train": "sft.classify:train", "eval": "eval.classify:evaluate_run"}
+CLASSIFICATION = {"eval": "eval.classification:evaluate_run"}
 """The stages that `task: classification` has of its own."""
 
 DECODING = {
@@ -232,10 +232,12 @@ def _run_stage(options: argparse.Namespace) -> None:
 def _check(options: argparse.Namespace) -> None:
     recipe = _load(options)
     if recipe.task == "classification":
-        from sft.classify import check as check_labels
+        from sft.show import say
+        from sft.tokens.opened import Opened
+        from sft.train.classification import labelled
 
-        check_labels(recipe)
-    from sft.check import check
+        say(labelled(Opened(recipe)).line())
+    from sft.tokens.check import check
 
     check(recipe, options.show, options.json)
 
@@ -243,17 +245,17 @@ def _check(options: argparse.Namespace) -> None:
 def _fit(options: argparse.Namespace) -> int:
     recipe = _load(options)
     if options.measure:
-        from sft.measure import measure
+        from sft.train.measure import measure
 
         measure(recipe)
         return 0
-    from sft.fit import show
+    from sft.memory.fit import show
 
     return 0 if show(recipe, options.gpu, options.solve, options.json) else 1
 
 
 def _recipes(options: argparse.Namespace) -> None:
-    from sft.fit import listing
+    from sft.memory.fit import listing
 
     print(listing())
 
@@ -266,15 +268,15 @@ def _generate(options: argparse.Namespace) -> None:
     questions = _questions(options)
     opened = _opened(options, options.base)
     if by_hand:
-        from eval.ask import from_terminal
+        from sft.write.ask import from_terminal
 
         questions = from_terminal(opened.template)
     if options.next:
-        from eval.next import explore
+        from sft.write.next import explore
 
         explore(opened, questions, options.next, sys.stdin.isatty() and sys.stdout.isatty())
         return
-    from eval.ask import ask
+    from sft.write.ask import ask
 
     several = options.samples > 1 or options.steps > 1
     begins = True
@@ -289,7 +291,7 @@ def _generate(options: argparse.Namespace) -> None:
 
 def _decoding(options: argparse.Namespace) -> list[str]:
     """The options about decoding as overrides of the recipe, in which one that draws tokens says so."""
-    from sft.recipe import drawing
+    from sft.recipe.decoding import drawing
 
     given = {name: value for name in DECODING if (value := getattr(options, name)) is not None}
     if given.get("temperature") == 0 and (useless := given.keys() & {"top_k", "top_p", "min_p"}):
@@ -321,11 +323,11 @@ def _opened(options: argparse.Namespace, base: bool = False) -> Any:
     """The model of a run, or of a folder outside its run, such as `sft merge` writes."""
     folder = Path(options.recipe)
     if (folder / "config.json").is_file():
-        from eval.ask import open_folder
+        from sft.write.ask import open_folder
 
         return open_folder(folder, options.overrides, base)
     recipe = _load(options)
-    from eval.ask import open_run
+    from sft.write.ask import open_run
 
     return open_run(recipe, base)
 
@@ -361,13 +363,17 @@ def _merge(options: argparse.Namespace) -> int:
     from sft.files import read_json
     from sft.merge import Mix, Options, merge, merge_several
 
+    if options.score:
+        from eval.score import score as scorer
+
+    score = scorer if options.score else None
     how = Options(options.route, options.dtype, options.score, options.shard)
     if len(names) == 1:
-        folder = merge(recipes[0], how, Path(options.output).resolve() if options.output else None)
+        folder = merge(recipes[0], how, Path(options.output).resolve() if options.output else None, score)
     else:
         weights = options.weights or (1 / len(names),) * len(names)
         mix = Mix(weights, options.method or "cat", options.density)
-        folder = merge_several(recipes, mix, Path(options.output).resolve(), how)
+        folder = merge_several(recipes, mix, Path(options.output).resolve(), how, score)
     return 1 if read_json(folder / "parity.json")["problems"] else 0
 
 
@@ -403,13 +409,13 @@ def _bases(options: argparse.Namespace) -> None:
 
 
 def _schema(options: argparse.Namespace) -> None:
-    from sft.recipe import schema
+    from sft.recipe.json_schema import schema
 
     print(json.dumps(schema(), indent=2, ensure_ascii=False))
 
 
 def _templates(options: argparse.Namespace) -> None:
-    from sft.template import template_names
+    from sft.rows.template import template_names
 
     for name in template_names():
         module = importlib.import_module(f"data_templates.{name}")

@@ -9,7 +9,7 @@ import gc
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,20 +17,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError
 
-from eval.run import chosen, predict
-from eval.score import score
-from sft import UserError, parity
-from sft.artifact import furnish, seal, sealed
-from sft.codec import Codec
-from sft.data import Tokens, codec_of, prepare
+from data_templates import Template
+from sft import UserError
 from sft.files import read_json, whole_folder, write_json, write_text
-from sft.loss import output_losses
-from sft.model import decoding, device, load_base, load_trained
+from sft.model import parity
+from sft.model.artifact import furnish, seal, sealed
+from sft.model.load import decoding, device, load_base, load_trained
+from sft.model.loss import output_losses
 from sft.recipe import Recipe
 from sft.run import check_files, check_language_model, check_owner
 from sft.show import say, table
-from sft.template import load_template
-from sft.tokenizer import load_tokenizer
+from sft.tokens.opened import Opened
+from sft.write.predict import chosen, predict
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -75,7 +73,13 @@ class Mix:
     """For `ties` and `dare_ties`: the share of values that is kept."""
 
 
-def merge(recipe: Recipe, options: Options = Options(), folder: Path | None = None) -> Path:
+Scorer = Callable[[Path, Template, int], dict[str, Any]]
+"""Scores of a folder of predictions, by the template's metrics; the seed is for the intervals."""
+
+
+def merge(
+    recipe: Recipe, options: Options = Options(), folder: Path | None = None, score: Scorer | None = None
+) -> Path:
     """Write the trained model of a run as an ordinary transformers folder, `runs/NAME/merged`, and return it.
 
     Its `parity.json` tells how far it is from the model that was trained; what is past the tolerance stands there under
@@ -83,10 +87,12 @@ def merge(recipe: Recipe, options: Options = Options(), folder: Path | None = No
     Raises UserError for a run that is not finished, was altered or has another base, for an adapter that changes
     nothing, and for a folder that holds something else.
     """
-    return _merge([recipe], None, options, folder or recipe.folder / "merged")
+    return _merge([recipe], None, options, folder or recipe.folder / "merged", score)
 
 
-def merge_several(recipes: Sequence[Recipe], mix: Mix, folder: Path, options: Options = Options()) -> Path:
+def merge_several(
+    recipes: Sequence[Recipe], mix: Mix, folder: Path, options: Options = Options(), score: Scorer | None = None
+) -> Path:
     """The same for the weighted sum of several runs' adapters, which have one base and one quantisation in common.
 
     The folder is prompted as the first run; what each adapter loses on its own held-out rows is told as well.
@@ -108,19 +114,18 @@ def merge_several(recipes: Sequence[Recipe], mix: Mix, folder: Path, options: Op
             raise UserError(
                 f"{recipe.folder}: has another `quantization` than {recipes[0].folder}; adapters of one base sum"
             )
-    return _merge(recipes, mix, options, folder)
+    return _merge(recipes, mix, options, folder, score)
 
 
-def _merge(recipes: Sequence[Recipe], mix: Mix | None, options: Options, folder: Path) -> Path:
-    recipe = recipes[0]
+def _merge(recipes: Sequence[Recipe], mix: Mix | None, options: Options, folder: Path, score: Scorer | None) -> Path:
     for one in recipes:
         check_language_model(one)
         check_files(one)
-    tokenizer = load_tokenizer(recipe)
-    tokens, codec = prepare(recipe, tokenizer), codec_of(recipe, tokenizer)
-    check_owner(recipe, tokens.key)
-    for other in recipes[1:]:
-        check_owner(other)
+    runs = [Opened(recipe) for recipe in recipes]
+    recipe, opened = recipes[0], runs[0]
+    check_owner(opened, opened.tokens.digests)
+    for other, run in zip(recipes[1:], runs[1:], strict=True):
+        check_owner(run)
         if read_json(other.folder / "run.json")["base"] != read_json(recipe.folder / "run.json")["base"]:
             raise UserError(
                 f"{other.folder}: was trained on another base than {recipe.folder}; adapters of one base sum"
@@ -131,18 +136,18 @@ def _merge(recipes: Sequence[Recipe], mix: Mix | None, options: Options, folder:
         _show(folder)
         return folder
     with whole_folder(folder) as part:
-        model, adapter = _merged(recipes, mix, tokenizer, options, part)
-        model.generation_config = decoding(recipe, codec)
+        model, adapter = _merged(recipes, mix, opened.tokenizer, options, part)
+        model.generation_config = decoding(recipe, opened.codec)
         try:
             model.save_pretrained(part, max_shard_size=options.shard)
         except SafetensorError as error:
             raise UserError(f"{folder}: the weights could not be written: {error}") from error
         dtype = str(model.dtype).removeprefix("torch.")
         del model
-        furnish(recipe, codec, part)
-        found = _compare(recipe, tokenizer, codec, tokens, options, adapter, part)
+        furnish(opened, part)
+        found = _compare(opened, options, adapter, part, score)
         found |= {"route": options.route if recipe.quantization != "none" else None, "dtype": dtype}
-        found |= {"mixed": _alone(recipes, mix, tokenizer, adapter) if mix else None}
+        found |= {"mixed": _alone(runs, mix, adapter) if mix else None}
         found |= {"tolerance": parity.tolerance(dtype, recipe.quantization)}
         found |= {"problems": parity.verdict(found, found["tolerance"])}
         write_json(part / "parity.json", found)
@@ -264,25 +269,18 @@ def _mixed(plain: "PreTrainedModel", recipes: Sequence[Recipe], mix: Mix, folder
     return folder / "sum"
 
 
-def _compare(
-    recipe: Recipe,
-    tokenizer: "PreTrainedTokenizerFast",
-    codec: Codec,
-    tokens: Tokens,
-    options: Options,
-    adapter: Path,
-    part: Path,
-) -> dict[str, Any]:
+def _compare(opened: Opened, options: Options, adapter: Path, part: Path, score: Scorer | None) -> dict[str, Any]:
     """The folder, loaded afresh, against the model that was trained: quantised base and adapter, as it was scored."""
-    work, rows = part / ".work", parity.chosen(tokens)
-    rows_to_ask = chosen(tokens.test, recipe.eval.rows, recipe.eval.seed)
+    recipe, codec, test = opened.recipe, opened.codec, opened.tokens.test
+    work, rows = part / ".work", parity.chosen(opened.tokens)
+    rows_to_ask = chosen(test, recipe.eval.rows, recipe.eval.seed)
     config = decoding(recipe, codec)
 
     def written(model: Any, side: str) -> None:
         if options.score:
-            predict(model, codec, tokens.test, rows_to_ask, config, recipe, work / "scores" / side)
+            predict(model, codec, test, rows_to_ask, config, recipe, work / "scores" / side)
 
-    trained = _trained(recipe, tokenizer, adapter)
+    trained = _trained(recipe, opened.tokenizer, adapter)
     reference = parity.recorded(rows, parity.of_model(trained), work / "logits")
     written(trained, "base")
     del trained
@@ -291,7 +289,7 @@ def _compare(
     merged = _placed(_stored(part, "auto"), recipe)
     found = parity.measure(rows, reference, parity.of_model(merged))
     written(merged, "tuned")
-    scores = score(work / "scores", load_template(recipe), recipe.eval.seed) if options.score else None
+    scores = score(work / "scores", opened.template, recipe.eval.seed) if options.score and score else None
     return found | {"scores": scores}
 
 
@@ -308,15 +306,15 @@ def _trained(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast", adapter: Path
     return _with_adapter(load_base(recipe, tokenizer, exact=True), adapter)
 
 
-def _alone(
-    recipes: Sequence[Recipe], mix: Mix, tokenizer: "PreTrainedTokenizerFast", adapter: Path
-) -> list[dict[str, Any]]:
+def _alone(runs: Sequence[Opened], mix: Mix, adapter: Path) -> list[dict[str, Any]]:
     """Of each run: its weight, and the loss on its own held-out rows by its adapter alone and by the sum."""
-    model = _with_adapter(load_base(recipes[0], tokenizer, exact=True), adapter, "sum")
+    tokenizer = runs[0].tokenizer
+    model = _with_adapter(load_base(runs[0].recipe, tokenizer, exact=True), adapter, "sum")
     found = []
-    for number, (recipe, weight) in enumerate(zip(recipes, mix.weights, strict=True)):
+    for number, (run, weight) in enumerate(zip(runs, mix.weights, strict=True)):
+        recipe = run.recipe
         model.load_adapter(str(recipe.trained), adapter_name=f"run_{number}")
-        rows = prepare(recipe, load_tokenizer(recipe)).test
+        rows = run.tokens.test
         rows = rows.select(range(min(len(rows), 64)))
         losses = {}
         for name, side in (("alone", f"run_{number}"), ("sum", "sum")):

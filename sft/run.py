@@ -1,46 +1,169 @@
 """The folder of a run: whose it is, and whether what was written into it is finished."""
 
 import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from sft import UserError
 from sft.files import altered, damage, read_json, write_json, write_text
-from sft.recipe import Recipe, VocabularyFile, dump
+from sft.recipe import Recipe, dump
+from sft.recipe.fields import shown
+from sft.rows.watch import unchanged
+from sft.show import say
+from sft.tokens.opened import Opened
+
+OWN = {"trainer", "lora", "quantization", "task"}
+"""The settings of a recipe that decide what is trained, beside the rows and the base."""
+IDLE = {"report_to", "run_name", "disable_tqdm", "log_level", "logging_first_step", "logging_steps", "logging_strategy",
+        "dataloader_num_workers", "dataloader_pin_memory", "dataloader_prefetch_factor"}  # fmt: skip
+"""Those of `trainer:` that do not."""
+KEPT_BYTES = 2**16
+"""Text files of a template up to this size are kept in the run, to show what became of them."""
 
 
-def claim(recipe: Recipe, key: str) -> None:
-    """Take the run's folder for this recipe and the tokens of this key, or make sure that it was theirs before.
+def claim(opened: Opened, rows: Mapping[str, str]) -> None:
+    """Take the run's folder for this recipe and for rows of these hashes, or make sure that it was theirs before.
 
-    Raises UserError where the folder holds the run of another recipe, of other data or on another base.
+    Raises UserError where the folder holds the run of another recipe, of other rows or on another base.
     """
-    folder, file = recipe.folder, recipe.folder / "run.json"
-    if file.is_file():
+    recipe, folder = opened.recipe, opened.recipe.folder
+    if (folder / "run.json").is_file():
         if recipe.trained.exists() or any(folder.glob("checkpoints/*/whole.json")):
-            check_owner(recipe, key)
+            check_owner(opened, rows)
             return
     elif folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"{folder}: is not empty and holds no run; name another folder with output=...")
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(file, _mine(recipe, key))
+    for name, text in _texts(opened).items():
+        write_text(folder / "template" / name, text)
+    if opened.codec.prints_date:
+        recipe = recipe.model_copy(update={"prompt_date": str(opened.codec.date)})
+        say(f"chosen: prompt_date={recipe.prompt_date}: the chat template prints the day, which stays that of training")
+    write_json(folder / "run.json", _own(recipe) | {"rows": dict(rows), "made_of": opened.made_of})
     write_text(folder / "recipe.yaml", dump(recipe))
 
 
-def check_owner(recipe: Recipe, key: str | None = None) -> None:
-    """Raise UserError where the folder's run was made by other settings, on another base, or from other rows, as far as
-    the key of the rows is known."""
-    if not (recipe.folder / "run.json").is_file():
+def check_owner(opened: Opened, rows: Mapping[str, str] | None = None) -> None:
+    """Raise UserError where the folder's run was made by other settings, on another base, or from other rows.
+
+    Where `rows` are not given, they are not read as long as the model is asked as it was trained: same template and
+    what it reads, same tokenizer, same settings.
+    """
+    recipe, file = opened.recipe, opened.recipe.folder / "run.json"
+    if not file.is_file():
         raise UserError(f"{recipe.folder}: not trained yet; run `sft train` first")
-    theirs = read_json(recipe.folder / "run.json")
-    mine = _mine(recipe, key or theirs.get("tokens"))
-    if theirs != mine:
-        again = f"give the same settings again, use {recipe.folder / 'recipe.yaml'} as the recipe"
-        if theirs.get("recipe") == mine["recipe"]:
-            again = "put that back as it was"
-        raise UserError(
-            f"{recipe.folder}: holds another run ({_difference(theirs, mine)}); {again}, name another folder with "
-            "output=..., or delete this one"
+    theirs, mine = read_json(file), _own(recipe)
+    if "rows" not in theirs:
+        _check_earlier(recipe, theirs)
+        return
+    if different := [*_settings(theirs, mine)]:
+        raise _other_run(recipe, different, "give the same settings again")
+    if theirs["base"] != mine["base"]:
+        raise _other_run(recipe, [f"on another base: the files of {recipe.model} are others"], "put the base back")
+    before = theirs["made_of"]
+    if rows is None and _asked_alike(before, opened):
+        return
+    rows = opened.tokens.digests if rows is None else rows
+    if rows["train"] != theirs["rows"]["train"]:
+        raise _other_run(recipe, [*_causes(before, opened)] or ["from other rows"], "put that back as it was")
+
+
+def _other_run(recipe: Recipe, different: list[str], again: str) -> UserError:
+    more = f"; and {len(different) - 5} more" if len(different) > 5 else ""
+    return UserError(
+        f"{recipe.folder}: holds another run ({'; '.join(different[:5])}{more}); {again}, use "
+        f"{recipe.folder / 'recipe.yaml'} as the recipe, name another folder with output=..., or delete this one"
+    )
+
+
+def _own(recipe: Recipe) -> dict[str, Any]:
+    """What a run is, beside its rows: the settings of training, and the base."""
+    settings = recipe.model_dump(mode="json", include=OWN, exclude={"trainer": IDLE})
+    base = _base_folder(recipe)
+    if base is None:
+        settings["model"] = recipe.model
+    return {"recipe": json.loads(json.dumps(settings)), "base": base and _ends(base, ("config.json", "*.safetensors*"))}
+
+
+def _asked_alike(before: Mapping[str, Any], opened: Opened) -> bool:
+    """Whether the model is asked in the way in which it was trained, as far as can be known without reading rows."""
+    asked = json.loads(json.dumps(opened.asked_by))
+    return all(before[part] == asked[part] for part in asked) and unchanged(before["called"], opened.loaded.home)
+
+
+def _settings(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> Iterator[str]:
+    """Each setting in which two runs differ, old and new."""
+    old, new = _flat(theirs["recipe"]), _flat(mine["recipe"])
+    for key in old | new:
+        if old.get(key) != new.get(key):
+            yield f"`{key}` was {shown(old.get(key))}, now {shown(new.get(key))}"
+
+
+def _causes(before: Mapping[str, Any], opened: Opened) -> Iterator[str]:
+    """What has changed of all that the rows follow from: settings, then files, each old and new."""
+    now = json.loads(json.dumps(opened.made_of))
+    yield from _settings({"recipe": before["settings"]}, {"recipe": now["settings"]})
+    for side in ("train", "test"):
+        old, new = before["data"].get(side, {}), now["data"].get(side, {})
+        yield from (
+            f"`data.{side}`: {_changed(name, old, new)}" for name in old | new if old.get(name) != new.get(name)
         )
+    old, new = before["template"] | before["called"], now["template"] | now["called"]
+    for name in old | new:
+        if old.get(name) != new.get(name):
+            yield _line(opened, name) or f"the template reads {_changed(name, old, new)}"
+    if before["tokenizer"] != now["tokenizer"]:
+        yield "the tokenizer is another one"
+    if before["prompt_date"] != now["prompt_date"]:
+        yield f"`prompt_date` was {before['prompt_date']}, now {now['prompt_date']}"
+    elif before["chat_template"] != now["chat_template"]:
+        yield "the chat template of the tokenizer is another one"
+    if before["template"] == now["template"] and before["example"] != now["example"]:
+        yield f"the template makes of its example {shown(now['example'])}, where it was {shown(before['example'])}"
+
+
+def _changed(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    if new.get(name) is None:
+        return f"{name} is not read any more"
+    return f"{name} (not read before)" if old.get(name) is None else f"{name} was {old[name][:8]}, now {new[name][:8]}"
+
+
+def _line(opened: Opened, name: str) -> str | None:
+    """The first line of a template's text file that is not as it was kept in the run, old and new."""
+    kept, now = opened.recipe.folder / "template" / name, _texts(opened).get(name)
+    if now is None or not kept.is_file():
+        return None
+    pairs = zip_longest(kept.read_text("utf-8").splitlines(), now.splitlines())
+    number, was, line = next(((i, a, b) for i, (a, b) in enumerate(pairs, 1) if a != b), (0, None, None))
+    return f"{name}:{number} was {shown(was)}, now {shown(line)}" if number else None
+
+
+def _texts(opened: Opened) -> dict[str, str]:
+    """The small text files that lie beside a template of the user's and are read by it, itself among them."""
+    if not opened.recipe.template.endswith(".py"):
+        return {}
+    texts = {}
+    for name in {**opened.loaded.at_load, **opened.loaded.when_called()}:
+        file = opened.loaded.home / name
+        if not Path(name).is_absolute() and file.is_file() and file.stat().st_size <= KEPT_BYTES:
+            with suppress(UnicodeDecodeError):
+                texts[name] = file.read_text("utf-8")
+    return texts
+
+
+def _check_earlier(recipe: Recipe, theirs: Mapping[str, Any]) -> None:
+    """The same for a run from before rows were kept by their hash, whose settings all count."""
+    settings = recipe.model_dump(mode="json", exclude={"output", "eval", "generation", "check", "prompt_date"})
+    if different := [*_settings(theirs, {"recipe": json.loads(json.dumps(settings))})]:
+        raise _other_run(recipe, different, "give the same settings again")
+    base = _base_folder(recipe)
+    if theirs["base"] != (_ends(base) if base else recipe.model if isinstance(recipe.model, str) else "from scratch"):
+        raise _other_run(recipe, ["on another base"], "put the base back")
+    say(f"{recipe.folder}: an earlier version trained it and did not keep the hash of its rows; they are not compared")
 
 
 def finished(recipe: Recipe) -> bool:
@@ -72,24 +195,18 @@ def check_files(recipe: Recipe) -> None:
         )
 
 
-def _mine(recipe: Recipe, key: str) -> dict[str, Any]:
-    """What a run follows from: the recipe but for where it goes and how it is checked and scored; rows; base."""
-    settings = recipe.model_dump(mode="json", exclude={"output", "eval", "generation", "check"})
-    mine = {"recipe": settings, "tokens": key, "base": _base(recipe)}
-    if isinstance(recipe.tokenizer, VocabularyFile):
-        mine["vocabulary"] = hashlib.sha256(Path(recipe.tokenizer.vocab).read_bytes()).hexdigest()[:16]
-    return mine
-
-
-def _base(recipe: Recipe) -> str:
-    """What tells a local base model from another one in the same place: sizes, and the ends of its files."""
+def _base_folder(recipe: Recipe) -> Path | None:
+    """The folder of a base that lies on this disk; None for one on the hub, and for a new model."""
     if isinstance(recipe.model, dict):
-        return "from scratch"
+        return None
     folder = recipe.base.trained if recipe.base else Path(recipe.model)
-    if not folder.is_dir():
-        return recipe.model
+    return folder if folder.is_dir() else None
+
+
+def _ends(folder: Path, patterns: Sequence[str] = ("*",)) -> str:
+    """What tells the files of a base from others in the same place: their names, sizes, beginnings and ends."""
     digest = hashlib.sha256()
-    for file in sorted(path for path in folder.iterdir() if path.is_file()):
+    for file in sorted(path for pattern in patterns for path in folder.glob(pattern) if path.is_file()):
         size = file.stat().st_size
         digest.update(f"{file.name} {size} ".encode())
         with file.open("rb") as stream:
@@ -97,17 +214,6 @@ def _base(recipe: Recipe) -> str:
             stream.seek(max(0, size - 2**20))
             digest.update(stream.read())
     return digest.hexdigest()[:16]
-
-
-def _difference(theirs: Any, mine: Any) -> str:
-    """The first few settings in which two runs differ."""
-    if theirs.get("recipe") == mine["recipe"]:
-        if theirs.get("vocabulary") != mine.get("vocabulary"):
-            return "with another vocabulary in the same file"
-        return "from other rows or another template" if theirs.get("tokens") != mine["tokens"] else "on another base"
-    old, new = _flat(theirs.get("recipe", {})), _flat(mine["recipe"])
-    changed = [key for key in old | new if old.get(key) != new.get(key)]
-    return "; ".join(f"`{key}` was {old.get(key)!r}, now {new.get(key)!r}" for key in changed[:3])
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

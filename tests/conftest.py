@@ -165,7 +165,7 @@ def tuned(
 ) -> Any:
     """The recipe of a finished run: LoRA on a tiny llama, which then writes and ends as the rows do."""
     from sft.recipe import load
-    from sft.train import train
+    from sft.train.stage import train
 
     folder = tmp_path_factory.mktemp("tuned")
     tiny_model(folder / "model", gpt2_like, "llama")
@@ -240,7 +240,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Say whether llama.cpp was there, which a row of dots does not."""
-    reports = [report for some in terminalreporter.stats.values() for report in some if hasattr(report, "outcome")]
+    reports = [r for some in terminalreporter.stats.values() for r in some if isinstance(r, pytest.TestReport)]
     kinds = [report.outcome for report in reports if "llama_cpp" in report.keywords and report.when != "teardown"]
     if "skipped" in kinds:
         terminalreporter.write_line(f"GGUF NOT TESTED, {kinds.count('skipped')} tests skipped: {_no_llama_cpp()}")

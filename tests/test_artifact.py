@@ -12,12 +12,11 @@ from transformers import AutoTokenizer
 import data_templates
 from data_templates import Template
 from sft import UserError
-from sft.artifact import chat_template, furnish, open_artifact, seal, sealed
-from sft.codec import Codec
-from sft.data import codec_of
+from sft.model.artifact import chat_template, furnish, load_artifact, open_artifact, seal, sealed
 from sft.recipe import load
-from sft.template import load_template, read_sample, samples, template_names
-from sft.tokenizer import load_tokenizer
+from sft.rows.template import read_sample, samples, template_names
+from sft.tokens.codec import Codec
+from sft.tokens.opened import Opened
 
 TEXTS = ["Mira found a key.", "  two  spaces, \n\n{{ braces }} {% raw %} \\n 'quotes' \"more\"", "从前有座山", "🦊"]
 
@@ -115,7 +114,7 @@ def furnished(
     recipe = load(write_recipe(tmp_path, generation={"max_new_tokens": 7}, **options))
     folder = tmp_path / "out"
     shutil.copytree(tmp_path / "model", folder)
-    furnish(recipe, codec_of(recipe, load_tokenizer(recipe)), folder)
+    furnish(Opened(recipe), folder)
     seal(folder, {"run": 1})
     (tmp_path / "mine.py").unlink()
     (tmp_path / "rows.jsonl").unlink()
@@ -130,12 +129,13 @@ def test_a_furnished_folder_opens_anywhere_with_its_own_template(
     (tmp_path / "cwd" / "template.py").write_text("raise RuntimeError('not this one')")
     monkeypatch.chdir(tmp_path / "cwd")
     found = open_artifact(elsewhere, ["generation.max_new_tokens=9"])
-    assert load_template(found.recipe).prompt({"prompt": "a"}) == "a\n--\n"
+    assert found.template.prompt({"prompt": "a"}) == "a\n--\n"
     assert found.recipe.prompt_format == "plain"
     assert found.recipe.generation["max_new_tokens"] == 9
-    assert found.model.generation_config.max_new_tokens == 7
-    assert found.model.generation_config.eos_token_id == found.tokenizer.eos_token_id
-    assert codec_of(found.recipe, found.tokenizer).prompts(["a\n--\n"])[0] == applied(found.tokenizer, "a")
+    model = load_artifact(found)
+    assert model.generation_config.max_new_tokens == 7
+    assert model.generation_config.eos_token_id == found.tokenizer.eos_token_id
+    assert found.codec.prompts(["a\n--\n"])[0] == applied(found.tokenizer, "a")
     assert str(tmp_path) not in (elsewhere / "recipe.yaml").read_text("utf-8")
 
 

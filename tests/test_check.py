@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from sft.cli import main
-from sft.data import MASKED
+from sft.tokens.prepare import MASKED
 
 ROOT = Path(__file__).parents[1]
 

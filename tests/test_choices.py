@@ -11,9 +11,9 @@ import torch
 from datasets import Dataset
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from sft import choices
-from sft.choices import ByLength, Choice, by_machine, by_rows, row_lengths, settle, waste
 from sft.recipe import Recipe, load
+from sft.train import choices
+from sft.train.choices import ByLength, Choice, by_machine, by_rows, row_lengths, settle, waste
 
 LLAMA = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
 
@@ -167,7 +167,7 @@ def test_choices_are_said_written_down_and_used(
     write_recipe: Callable[..., Path],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from sft import train
+    from sft.train import stage as train
 
     tiny_model(tmp_path / "model", gpt2_like)
     recipe = load(write_recipe(tmp_path))

@@ -12,17 +12,19 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from eval.ask import ask, open_run
-from eval.generate import write
-from eval.report import report, verdict
-from eval.run import evaluate_run
+from eval.evaluate import evaluate_run
+from eval.report import report
 from eval.score import METRICS, load_metric, row_scores, score
+from eval.table import verdict
 from sft import UserError
 from sft.cli import main
-from sft.codec import Codec
-from sft.model import decoding
+from sft.model.load import decoding
 from sft.recipe import Recipe, load
-from sft.template import load_template, template_names
+from sft.rows.template import template_names
+from sft.tokens.codec import Codec
+from sft.tokens.opened import Opened
+from sft.write.ask import ask, open_run
+from sft.write.generate import write
 
 CHINESE = "从前有座山，山上有座庙。"
 
@@ -34,7 +36,7 @@ def scored(
     tiny_model: Callable[..., Path],
     write_recipe: Callable[..., Path],
 ) -> Recipe:
-    from sft.train import train
+    from sft.train.stage import train
 
     folder = tmp_path_factory.mktemp("scored")
     tiny_model(folder / "model", gpt2_like, "llama")
@@ -76,12 +78,10 @@ def test_thirty_steps_beat_the_base_with_the_interval_clear_of_zero(scored: Reci
 
 
 def test_the_base_side_is_the_untouched_base(scored: Recipe) -> None:
-    from sft.data import prepare
-    from sft.loss import output_losses
+    from sft.model.loss import output_losses
 
-    tokenizer = AutoTokenizer.from_pretrained(scored.model)
     model = AutoModelForCausalLM.from_pretrained(scored.model)
-    expected = output_losses(model, prepare(scored, tokenizer).test, 4096, 0)
+    expected = output_losses(model, Opened(scored).tokens.test, 4096, 0)
     written = json.loads((scored.folder / "eval" / "base" / "losses.json").read_text())
     assert [row[0] for row in written] == pytest.approx([row[0] for row in expected], rel=1e-4)
 
@@ -210,13 +210,13 @@ def test_generate_rolls_a_chain_forward(
         prompts.append(codec.tokenizer.decode(ids[0]))
         return [(next(written), True) for _ in ids]
 
-    monkeypatch.setattr("eval.ask.write", fake)
-    monkeypatch.setattr("eval.ask.check_owner", lambda *_: None)
-    monkeypatch.setattr("eval.ask.load_trained", lambda *_: AutoModelForCausalLM.from_pretrained(scored.model))
+    monkeypatch.setattr("sft.write.ask.write", fake)
+    monkeypatch.setattr("sft.write.ask.check_owner", lambda *_: None)
+    monkeypatch.setattr("sft.write.ask.load_trained", lambda *_: AutoModelForCausalLM.from_pretrained(scored.model))
     recipe = load(write_recipe(tmp_path, model=scored.model, template="algorithm_evolution",
                                trainer={"max_length": 1024},
                                generation={"do_sample": True}))  # fmt: skip
-    chain = load_template(recipe).example
+    chain = Opened(recipe).template.example
     found = [*ask(open_run(recipe), [chain], samples=2, steps=2)]
     assert [(piece.step, piece.sample) for piece in found] == [(1, 1), (1, 2), (2, 1), (2, 2)]
     assert "Step D" in prompts[1], "the second step follows from the first readable sample"
@@ -226,8 +226,8 @@ def test_generate_rolls_a_chain_forward(
 
 @pytest.mark.parametrize("name", template_names())
 def test_the_reference_scores_one_and_metrics_open_offline(name: str, write_recipe: Any, tmp_path: Path) -> None:
-    template = load_template(load(write_recipe(tmp_path, template=name)))
-    from sft.template import read_sample, samples
+    template = Opened(load(write_recipe(tmp_path, template=name))).template
+    from sft.rows.template import read_sample, samples
 
     for row in samples(template, template.example, "example"):
         _, segments = read_sample(template, row, "example")

@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sft import UserError, parity
+from sft import UserError
 from sft.cli import main
 from sft.export import TARGETS, Options, Source, export
 from sft.files import read_json
+from sft.model import parity
 from sft.recipe import Recipe, load
+from sft.tokens.opened import Opened
 
 OWN_TEMPLATE = '''"""Prompts with a head, a tail, and what Go's templates and Modelfiles read as their own."""
 
@@ -48,7 +50,7 @@ def trained(
     made: dict[str, Recipe] = {}
 
     def train_one(kind: str, tokenizer: str, config: dict[str, Any] | None = None, **changes: Any) -> Recipe:
-        from sft.train import train
+        from sft.train.stage import train
 
         key = json.dumps([kind, tokenizer, config, changes])
         if key not in made:
@@ -201,16 +203,16 @@ def test_the_modelfile_gives_prompts_the_ids_of_training(
 
 
 def test_a_go_template_leaves_the_texts_of_others_as_they_are(trained: Callable[..., Recipe]) -> None:
-    from sft.artifact import furnish
     from sft.export.ollama import rendered, template
+    from sft.model.artifact import furnish
 
     recipe = trained("gpt2", "gpt2_like", template="own.py")
-    source = Source(recipe, recipe.folder / "furnished")
+    source = Source(Opened(recipe), recipe.folder / "furnished")
     source.merged.mkdir(exist_ok=True)
-    furnish(recipe, source.codec, source.merged)
+    furnish(source.opened, source.merged)
     from transformers import AutoTokenizer
 
-    go = template(source.codec, AutoTokenizer.from_pretrained(source.merged))
+    go = template(source.opened.codec, AutoTokenizer.from_pretrained(source.merged))
     assert '"""' not in go
     assert "{{ not" not in go
     prompts = source.tokens.test["prompt"]
@@ -221,8 +223,8 @@ def test_a_go_template_leaves_the_texts_of_others_as_they_are(trained: Callable[
 def test_a_go_template_of_a_chat_takes_a_system_text(chat_like: Path) -> None:
     from transformers import AutoTokenizer
 
-    from sft.codec import Codec
     from sft.export.ollama import rendered, template
+    from sft.tokens.codec import Codec
 
     tokenizer: Any = AutoTokenizer.from_pretrained(chat_like)
     go = template(Codec(tokenizer), tokenizer)
@@ -248,7 +250,7 @@ def test_the_adapter_folder_has_a_card_that_the_hub_reads(trained: Callable[...,
 
 
 def test_a_card_tells_the_scores_once_there_are_some(trained: Callable[..., Recipe]) -> None:
-    from eval.run import evaluate_run
+    from eval.evaluate import evaluate_run
 
     recipe = trained("gpt2", "gpt2_like", generation={"max_new_tokens": 4}, eval={"rows": 2})
     export(recipe, ["adapter"])
@@ -286,7 +288,7 @@ def test_safetensors_are_written_once_and_read_by_transformers_alone(trained: Ca
     assert (folder / "parity.json").stat().st_mtime_ns == written
     model: Any = AutoModelForCausalLM.from_pretrained(folder)
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-    source = Source(recipe, recipe.folder / "merged")
+    source = Source(Opened(recipe), recipe.folder / "merged")
     prompt = source.tokens.test[0]["prompt"]
     turns = [{"role": "user", "content": prompt.removesuffix("\n")}]
     ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)

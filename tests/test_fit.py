@@ -11,11 +11,23 @@ import pytest
 import torch
 from transformers import AutoConfig, BitsAndBytesConfig
 
-from sft import UserError, facts
+from sft import UserError
 from sft.cli import main
-from sft.fit import HEADER, automatic, fit, header, listing, parse_size, predicted, solve_batch, solve_length, step_of
-from sft.recipe import load, shipped
-from sft.trace import KINDS, FusedHead, Ledger, OnCuda, Step, trace
+from sft.memory import facts
+from sft.memory.fit import (
+    HEADER,
+    automatic,
+    fit,
+    header,
+    listing,
+    parse_size,
+    predicted,
+    solve_batch,
+    solve_length,
+    step_of,
+)
+from sft.memory.trace import KINDS, FusedHead, Ledger, OnCuda, Step, trace
+from sft.recipe.read import load, shipped
 
 SMALL: dict[str, Any] = {"hidden_size": 64, "num_attention_heads": 4, "vocab_size": 1000, "num_hidden_layers": 11}
 SHAPES: dict[str, dict[str, Any]] = {
@@ -94,7 +106,7 @@ def test_four_bit_weights_are_those_that_bitsandbytes_makes() -> None:
     state = layer.weight.quant_state
     real = [layer.weight, state.absmax, state.code, state.offset, state.state2.absmax, state.state2.code]
 
-    from sft.trace import _four_bits
+    from sft.memory.trace import _four_bits
 
     ledger = Ledger()
     fake = _four_bits(bitsandbytes.nn.Linear4bit(64, 128, bias=False, compress_statistics=True, device="meta"), ledger)
@@ -283,7 +295,7 @@ def test_listing_recipes_imports_no_torch() -> None:
     [("llama", None), ("llama", FOUR_BITS), ("llama", BitsAndBytesConfig(load_in_8bit=True)), ("gpt2", FOUR_BITS)],
 )
 def test_the_model_that_is_measured_is_the_one_that_is_traced(kind: str, quantization: Any) -> None:
-    from sft.measure import random_model
+    from sft.train.measure import random_model
 
     wanted = step(kind, quantization=quantization)
     model, traced = random_model(wanted, "cpu"), trace(wanted)
@@ -298,7 +310,7 @@ def test_the_model_that_is_measured_is_the_one_that_is_traced(kind: str, quantiz
 def test_what_is_measured_is_two_steps_of_the_recipe(
     tmp_path: Path, tiny_model: Callable[..., Path], gpt2_like: Path, write_recipe: Callable[..., Path]
 ) -> None:
-    from sft.measure import run
+    from sft.train.measure import run
 
     trainer = {"max_length": 40, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 3, "use_cpu": True}
     model = str(tiny_model(tmp_path / "model", gpt2_like))

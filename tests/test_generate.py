@@ -15,15 +15,15 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, set_seed
 
 from data_templates import Template
-from eval.ask import ask, from_terminal, open_run
-from eval.generate import read, write
-from eval.next import explore, readable
-from eval.stream import Text, Together, _settled, processors, stream
 from sft.cli import main
-from sft.codec import Codec
-from sft.model import decoding
+from sft.model.load import decoding
 from sft.recipe import Recipe, load
-from sft.template import load_template
+from sft.tokens.codec import Codec
+from sft.tokens.opened import Opened
+from sft.write.ask import ask, from_terminal, open_run
+from sft.write.generate import read, write
+from sft.write.next import explore, readable
+from sft.write.stream import Text, Together, _settled, processors, stream
 
 PROMPTS = [[5, 6, 7], [9, 3, 17] * 10, [4, 8, 11, 3, 6], [77]]
 SMALL: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 300,
@@ -269,12 +269,12 @@ def test_a_terminal_is_asked_for_each_field_that_the_prompt_reads(
     types: Callable[..., list[str]], tuned: Recipe
 ) -> None:
     signs = types("Name it.", "It carries its house.", "Why?", "", "half a row")
-    alpaca = load_template(tuned.model_copy(update={"template": "alpaca"}))
+    alpaca = Opened(tuned.model_copy(update={"template": "alpaca"})).template
     rows = list(from_terminal(alpaca))
     assert rows == [{"instruction": "Name it.", "input": "It carries its house."}, {"instruction": "Why?"}]
     assert signs[:2] == ["instruction> ", "input> "]
     types("Once.", "", "Twice.")
-    assert list(from_terminal(load_template(tuned))) == ["Once.", "", "Twice."]
+    assert list(from_terminal(Opened(tuned).template)) == ["Once.", "", "Twice."]
     types('["a", 1]', "[b", "text", "more")
     listed = Template(fields={"words": "", "style": ""}, prompt=lambda row: f"{row['words']}{row['style']}",
                       completion=str, example={"words": ["a"], "style": "b"})  # fmt: skip

@@ -18,7 +18,8 @@ from sft.cli import main
 from sft.files import checksums, read_json, sizes, write_json
 from sft.merge import METHODS, UNEQUAL, Mix, Options, merge, merge_several
 from sft.recipe import Recipe, dump, load
-from sft.rows import load_python
+from sft.rows.read import load_python
+from sft.tokens.opened import Opened
 
 ROOT = Path(__file__).parents[1]
 bench: Any = load_python(ROOT / "bench" / "parity.py")
@@ -30,7 +31,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of one small Llama: `adapter.yaml`, trained in 4 bits into `4bit`; and LoRA into `lora`, on the same base."""
     folder = tmp_path_factory.mktemp("merge")
     bench.trained(folder, CASES["llama", "4bit"], "4bit", steps=30)
-    from sft.train import train
+    from sft.train.stage import train
 
     train(load(folder / "adapter.yaml", ["quantization=none", f"output={folder / 'lora'}"]))
     return folder
@@ -93,10 +94,9 @@ def in_exact_arithmetic(recipe: Recipe, folder: Path) -> float:
     from bitsandbytes.nn import Linear4bit
     from peft import PeftModel
 
-    from sft.model import load_base
-    from sft.tokenizer import load_tokenizer
+    from sft.model.load import load_base
 
-    base = load_base(recipe, load_tokenizer(recipe), training=True)
+    base = load_base(recipe, Opened(recipe).tokenizer, training=True)
     layers = [layer for layer in base.modules() if isinstance(layer, Linear4bit)]
     assert layers
     for layer in layers:
@@ -122,7 +122,7 @@ def test_the_folder_opens_without_peft_and_is_prompted_as_it_was_trained(runs: P
     done = subprocess.run([sys.executable, "-c", script, str(folder)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     prompt, written, dtype = json.loads(done.stdout)
-    from sft.codec import Codec
+    from sft.tokens.codec import Codec
 
     assert prompt == Codec(AutoTokenizer.from_pretrained(folder), "plain").prompts(["Once upon a time"])
     assert written[0][: len(prompt[0])] == prompt[0]
@@ -174,8 +174,8 @@ def test_scores_of_both_are_compared_row_by_row(runs: Path, tmp_path: Path) -> N
 
 
 def test_the_report_shows_how_far_the_merged_model_is(copied: Callable[[str], Recipe]) -> None:
+    from eval.evaluate import evaluate_run
     from eval.report import report
-    from eval.run import evaluate_run
 
     recipe = copied("lora").model_copy(update={"generation": {"max_new_tokens": 2}})
     evaluate_run(recipe)
@@ -191,7 +191,7 @@ def test_the_report_shows_how_far_the_merged_model_is(copied: Callable[[str], Re
     "lora", [{"use_dora": True}, {"use_rslora": True}, {"modules_to_save": ["lm_head"]}, {"target_modules": ["q_proj"]}]
 )
 def test_every_kind_of_adapter_merges(runs: Path, tmp_path: Path, lora: dict[str, Any]) -> None:
-    from sft.train import train
+    from sft.train.stage import train
 
     settings = [f"lora.{key}={json.dumps(value)}" for key, value in lora.items()]
     recipe = load(
@@ -305,7 +305,7 @@ def test_a_full_disk_is_one_message_and_leaves_nothing(runs: Path, tmp_path: Pat
 @pytest.fixture(scope="module")
 def second(runs: Path) -> Path:
     """Another adapter on the same base, of other rows."""
-    from sft.train import train
+    from sft.train.stage import train
 
     recipe = load(
         runs / "adapter.yaml", ["quantization=none", "data.limit=50", "data.seed=7", f"output={runs / 'second'}"]
@@ -373,9 +373,8 @@ def test_adapters_that_cannot_be_summed_are_refused(
 @pytest.mark.parametrize("quantization", ["none", "4bit"])
 def test_a_real_pretrained_model_goes_the_whole_way(tmp_path: Path, real_data: Path, quantization: str) -> None:
     """stories260K on real tales: train, merge, open elsewhere, ask."""
-    from sft.artifact import open_artifact
-    from sft.data import codec_of
-    from sft.train import train
+    from sft.model.artifact import open_artifact
+    from sft.train.stage import train
 
     tales = real_data / "datasets" / "fairytale_continuation"
     overrides = [f"model={real_data / 'models' / 'stories260K'}", f"data.train={tales / 'train.jsonl'}"]
@@ -398,7 +397,7 @@ def test_a_real_pretrained_model_goes_the_whole_way(tmp_path: Path, real_data: P
         assert "difference of logits over their spread" in original["problems"][0]
         assert original["mean_kl"] > 100 * parity["mean_kl"]
     found = open_artifact(folder.rename(tmp_path / "elsewhere"))
-    codec = codec_of(found.recipe, found.tokenizer)
+    codec = found.codec
     turns = [{"role": "user", "content": "Once upon a time, there was a fox."}]
     ids = found.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
     assert ids == codec.prompts(["Once upon a time, there was a fox.\n"])[0]

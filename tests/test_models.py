@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from sft import UserError, facts
-from sft.recipe import Recipe, load, shipped
+from sft import UserError
+from sft.memory import facts
+from sft.recipe import Recipe
+from sft.recipe.read import load, shipped
 
 TINY: dict[str, Any] = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 128}
 OWN: dict[str, dict[str, Any]] = {
@@ -55,7 +57,7 @@ def tiny(
     """The recipe's architecture with its adapter and its quantisation, in fp32; its tokenizer; the recipe."""
     from transformers import AutoTokenizer
 
-    from sft.model import add_adapter, load_base
+    from sft.model.load import add_adapter, load_base
 
     recipe: Recipe = request.param
     kind = architecture(recipe)
@@ -80,7 +82,7 @@ def ids(tokenizer: Any, *texts: str) -> list[torch.Tensor]:
 def test_every_targeted_layer_learns_packing_is_exact_and_merging_keeps_the_logits(tiny: Any) -> None:
     from peft import PeftModel
 
-    from sft.model import load_base
+    from sft.model.load import load_base
 
     model, tokenizer, recipe = tiny
     first, second = ids(tokenizer, "Mira went to the well and found a silver key.", "Tom asked whose lantern it was.")
@@ -145,7 +147,7 @@ def test_a_checkpoint_of_pickles_alone_is_refused_with_the_way_to_convert_it(
 ) -> None:
     from transformers import AutoTokenizer
 
-    from sft.model import load_base
+    from sft.model.load import load_base
 
     folder = tiny_model(tmp_path / "model", gpt2_like)
     (folder / "model.safetensors").unlink()

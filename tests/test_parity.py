@@ -8,8 +8,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from sft.data import MASKED
-from sft.parity import TOLERANCE, Logits, as_table, measure, recorded, verdict
+from sft.model.parity import TOLERANCE, Logits, as_table, measure, recorded, verdict
+from sft.tokens.prepare import MASKED
 
 ROWS = [
     {"input_ids": [1, 2, 3, 4, 0], "labels": [MASKED, MASKED, 3, 4, 0]},

@@ -16,8 +16,11 @@ from ruamel.yaml import YAML
 
 from sft import UserError
 from sft.cli import main
-from sft.fields import model_config_fields
-from sft.recipe import ELSEWHERE, LIBRARIES, OWNED, Recipe, dump, load, schema
+from sft.recipe import Recipe, dump, load
+from sft.recipe.checks import OWNED
+from sft.recipe.fields import LIBRARIES, model_config_fields
+from sft.recipe.json_schema import schema
+from sft.recipe.messages import ELSEWHERE
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 START = "model: m\ntemplate: story\ndata: {train: rows.jsonl}\nlora: {r: 4}\n"

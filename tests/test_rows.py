@@ -9,9 +9,10 @@ import pytest
 
 from data_templates import Row, Segment, Template, as_text
 from sft import UserError
-from sft.recipe import Data, Recipe
-from sft.rows import fingerprint, read
-from sft.template import keys, load_template, read_sample, samples, template_names
+from sft.recipe.schema import Data, Recipe
+from sft.rows.read import contents, read
+from sft.rows.template import keys, read_sample, samples, template_names
+from sft.tokens.opened import Opened
 
 ROWS = [
     {"prompt": "Es war einmal", "output": 'ein "König", der\nsang.'},
@@ -346,25 +347,24 @@ def test_option_that_rows_does_not_take_is_told() -> None:
     assert said.startswith("a.py: rows(split, times=1) does not take `data.options` {'tiems': 2}: ")
 
 
-# ---- fingerprint
+# ---- contents
 
 
-def test_fingerprint_changes_with_content_and_settings_alone() -> None:
-    first = fingerprint(Data(train=write("a.jsonl")), "train")
+def test_contents_change_with_content_alone() -> None:
+    first = contents(Data(train=write("a.jsonl")), "train")
     Path("a.jsonl").touch()
-    assert fingerprint(Data(train="a.jsonl"), "train") == first
-    assert fingerprint(Data(train="a.jsonl", columns={"prompt": "output"}), "train") != first
-    assert fingerprint(Data(train="a.jsonl", limit=1), "train") != first
+    assert contents(Data(train="a.jsonl"), "train") == first
+    assert first.keys() == {"a.jsonl"}
     Path("a.jsonl").write_text(jsonl(ROWS).replace("König", "Kaiser"), "utf-8")
-    assert fingerprint(Data(train="a.jsonl"), "train") != first
+    assert contents(Data(train="a.jsonl"), "train") != first
 
 
-def test_fingerprint_of_python_follows_the_files_that_it_reads() -> None:
+def test_contents_of_python_follow_the_files_that_it_reads() -> None:
     Path("a.py").write_text("def rows(split):\n    yield {'text': open('words.txt').read()}\n")
     Path("words.txt").write_text("one")
-    first = fingerprint(Data(train="a.py"), "train")
+    first = contents(Data(train="a.py"), "train")
     Path("words.txt").write_text("two")
-    assert fingerprint(Data(train="a.py"), "train") != first
+    assert contents(Data(train="a.py"), "train") != first
 
 
 # ---- rows through a template
@@ -374,7 +374,7 @@ def template(code: str | None = None, name: str = "my.py", **options: Any) -> Te
     if code is not None:
         Path(name).write_text(code)
     recipe = Recipe(model="m", template=name, template_options=options, data=Data(train="a.jsonl"))
-    return load_template(recipe)
+    return Opened(recipe).template
 
 
 STORY = Template(

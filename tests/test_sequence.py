@@ -12,19 +12,18 @@ import pytest
 import torch
 from transformers import AutoTokenizer, GPT2ForSequenceClassification, GPT2LMHeadModel
 
-from eval.ask import open_run
-from eval.next import explore
+from eval.evaluate import evaluate_run
 from eval.ngrams import ngram_losses
 from eval.report import report
-from eval.run import evaluate_run
 from sft import UserError
 from sft.cli import main
-from sft.data import codec_of, prepare
-from sft.recipe import SHIPPED, Recipe, load
-from sft.rows import load_python
-from sft.template import load_template
-from sft.tokenizer import load_tokenizer
-from sft.vocabulary import read_vocabulary
+from sft.recipe import Recipe
+from sft.recipe.read import SHIPPED, load
+from sft.rows.read import load_python
+from sft.tokens.opened import Opened
+from sft.tokens.vocabulary import read_vocabulary
+from sft.write.ask import open_run
+from sft.write.next import explore
 
 TONES = ["C4", "D4", "E4", "F4", "G4", "A4", "B4", "C5"]
 TOKENS = ["<pad>", "<s>", "</s>", "<unk>", *TONES]
@@ -72,7 +71,7 @@ def sequences(write_recipe: Callable[..., Path]) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory, sequences: Callable[..., Path]) -> Recipe:
-    from sft.train import train
+    from sft.train.stage import train
 
     recipe = load(sequences(tmp_path_factory.mktemp("trained")))
     train(recipe)
@@ -84,8 +83,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory, sequences: Callable[..., P
 @pytest.fixture(scope="session")
 def classified(tmp_path_factory: pytest.TempPathFactory, trained: Recipe, sequences: Callable[..., Path]) -> Recipe:
     """A classifier that goes on from the language model of the same rows."""
-    from eval.classify import evaluate_run as evaluate_classes
-    from sft.classify import train
+    from eval.classification import evaluate_run as evaluate_classes
+    from sft.train.stage import train
 
     folder = tmp_path_factory.mktemp("classified")
     rows = [json.loads(line) for line in Path(trained.data.train).read_text().splitlines()]
@@ -143,7 +142,7 @@ def test_a_vocabulary_that_is_none_is_told(tmp_path: Path, content: str, said: s
 def test_a_token_that_holds_the_name_of_a_special_one_is_told(tmp_path: Path, sequences: Callable[..., Path]) -> None:
     write_vocabulary(tmp_path, [*TOKENS, "x</s>"])
     with pytest.raises(UserError, match=r"the token 'x</s>' does not come back"):
-        load_tokenizer(load(sequences(tmp_path)))
+        _ = Opened(load(sequences(tmp_path))).tokenizer
 
 
 def test_ids_names_and_text_are_the_same_rows_and_own_special_tokens_go(
@@ -151,7 +150,7 @@ def test_ids_names_and_text_are_the_same_rows_and_own_special_tokens_go(
 ) -> None:
     names = [TOKENS[i] for i in ROWS[0]["sequence"]]
     padded = [1, *ROWS[0]["sequence"], 2, 0, 0]
-    template = load_template(load(sequences(tmp_path)))
+    template = Opened(load(sequences(tmp_path))).template
     for sequence in (ROWS[0]["sequence"], names, " ".join(names), padded, [TOKENS[i] for i in padded]):
         assert not list(template.problems({"sequence": sequence}))
         assert template.completion({"sequence": sequence}) == " ".join(names)
@@ -161,7 +160,7 @@ def test_training_ids_are_those_of_the_file_between_start_and_end(
     tmp_path: Path, sequences: Callable[..., Path]
 ) -> None:
     recipe = load(sequences(tmp_path))
-    tokens = prepare(recipe, load_tokenizer(recipe))
+    tokens = Opened(recipe).tokens
     rows = [*tokens.train, *tokens.test]
     assert sorted(row["input_ids"] for row in rows) == sorted([1, *row["sequence"], 2] for row in ROWS)
     assert all(row["labels"][1:] == row["input_ids"][1:] for row in rows)
@@ -211,7 +210,7 @@ def test_a_sequence_under_another_name_is_told_with_the_names_that_are_there(
 ) -> None:
     recipe = load(sequences(tmp_path, [{"notes": row["sequence"]} for row in ROWS]))
     with pytest.raises(UserError, match=r"32 with no column `sequence`: name yours with data\.columns") as error:
-        prepare(recipe, load_tokenizer(recipe))
+        _ = Opened(recipe).tokens
     assert "(it has notes)" in str(error.value)
 
 
@@ -224,7 +223,7 @@ def test_a_digit_comes_back_from_its_tokens_and_the_shipped_vocabulary_is_theirs
     assert vocabulary == digits.vocabulary()
     assert len(vocabulary) == 516
     recipe = load("recipes/tiny_gpt_digits.yaml")
-    template, rows = load_template(recipe), list(digits.rows("train"))
+    template, rows = Opened(recipe).template, list(digits.rows("train"))
     assert len(rows) == 1797
     assert template.picture is not None
     for row in rows[::100]:
@@ -240,9 +239,9 @@ def test_a_digit_comes_back_from_its_tokens_and_the_shipped_vocabulary_is_theirs
 
 
 def measured(model: Any, recipe: Recipe) -> float:
-    from sft.loss import output_losses
+    from sft.model.loss import output_losses
 
-    losses = np.array(output_losses(model, prepare(recipe, load_tokenizer(recipe)).test, 4096, 0))
+    losses = np.array(output_losses(model, Opened(recipe).tokens.test, 4096, 0))
     return float(losses[:, 0].sum() / losses[:, 2].sum())
 
 
@@ -258,7 +257,7 @@ def test_the_best_model_is_that_of_the_lowest_held_out_loss_and_the_final_one_th
 
 
 def test_the_best_is_kept_where_it_is_not_the_last(tmp_path: Path, sequences: Callable[..., Path]) -> None:
-    from sft.train import train
+    from sft.train.stage import train
 
     recipe = load(sequences(tmp_path), ["trainer.greater_is_better=true", "trainer.num_train_epochs=3"])
     train(recipe)
@@ -282,10 +281,10 @@ def test_the_saved_tokenizer_gives_back_the_whole_vocabulary(trained: Recipe) ->
 
 
 def test_padding_changes_no_loss(trained: Recipe) -> None:
-    from sft.loss import output_losses
+    from sft.model.loss import output_losses
 
     model = GPT2LMHeadModel.from_pretrained(trained.trained)
-    rows = prepare(trained, load_tokenizer(trained)).test
+    rows = Opened(trained).tokens.test
     assert len({len(ids) for ids in rows["input_ids"]}) > 1
     alone, together = (output_losses(model, rows, size, 0) for size in (1, 10**6))
     assert [a for a, _, _ in alone] == pytest.approx([b for b, _, _ in together], rel=1e-4)
@@ -307,7 +306,7 @@ def test_training_and_held_out_rows_are_measured_each_epoch_and_plotted(trained:
 def test_training_goes_on_from_a_saved_model_and_asks_for_its_vocabulary(
     tmp_path: Path, trained: Recipe, sequences: Callable[..., Path]
 ) -> None:
-    from sft.train import train
+    from sft.train.stage import train
 
     path = sequences(tmp_path, ROWS[::2], model=str(trained.trained))
     recipe = load(path, ["trainer.num_train_epochs=1"])
@@ -316,7 +315,7 @@ def test_training_goes_on_from_a_saved_model_and_asks_for_its_vocabulary(
     assert next(entry["loss"] for entry in log if "loss" in entry) < 1.8, "random weights have ln 12"
     write_vocabulary(tmp_path, [*TOKENS[:4], *reversed(TONES)])
     with pytest.raises(UserError, match=r"is not the vocabulary that .*best_model was trained with"):
-        load_tokenizer(recipe)
+        _ = Opened(recipe).tokenizer
 
 
 def test_a_vocabulary_that_changed_under_a_run_is_noticed(
@@ -352,7 +351,7 @@ def test_a_prompt_of_tokens_is_gone_on_with_and_one_of_others_is_refused(
 def test_a_person_who_types_a_word_that_there_is_not_may_try_again(
     trained: Recipe, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("eval.next.typed", lambda sign: iter(["H4", "E4"]))
+    monkeypatch.setattr("sft.write.next.typed", lambda sign: iter(["H4", "E4"]))
     explore(open_run(trained), ["C4 D4"], 3, by_hand=True)
     shown = capsys.readouterr()
     assert "'H4': not in the vocabulary" in shown.err
@@ -395,7 +394,7 @@ def test_ngram_models_stand_beside_the_network_on_the_same_tokens(
 
 
 def test_generated_sequences_are_drawn_in_the_report(tmp_path: Path, sequences: Callable[..., Path]) -> None:
-    from sft.train import train
+    from sft.train.stage import train
 
     patches = [f"{n:09b}" for n in (0, 16, 511)]
     write_vocabulary(tmp_path, ["<pad>", "<s>", "</s>", *patches])
@@ -406,7 +405,7 @@ def test_generated_sequences_are_drawn_in_the_report(tmp_path: Path, sequences: 
     evaluate_run(recipe)
     page = report(recipe).read_text("utf-8")
     held_out = page.split("Held-out rows, for comparison.")[1]
-    assert held_out.count('viewBox="0 0 2 2"') == len(prepare(recipe, load_tokenizer(recipe)).test)
+    assert held_out.count('viewBox="0 0 2 2"') == len(Opened(recipe).tokens.test)
     assert "no picture" in page or page.split("Held-out rows")[0].count('class="picture"') >= 1
 
 
@@ -416,11 +415,10 @@ def test_generated_sequences_are_drawn_in_the_report(tmp_path: Path, sequences: 
 def test_the_classifier_holds_out_the_rows_that_its_language_model_held_out(
     trained: Recipe, classified: Recipe
 ) -> None:
-    from sft.classify import labelled
+    from sft.train.classification import labelled
 
-    tokenizer = load_tokenizer(classified)
-    rows = labelled(classified, tokenizer)
-    theirs = prepare(trained, tokenizer)
+    rows = labelled(Opened(classified))
+    theirs = Opened(trained).tokens
     assert sorted(rows.test["input_ids"]) == sorted(theirs.test["input_ids"])
     assert sorted(rows.train["input_ids"]) == sorted(theirs.train["input_ids"])
     assert rows.classes == ["1", "3"]
@@ -445,7 +443,7 @@ def test_the_class_is_told_at_the_last_real_token(classified: Recipe) -> None:
 def test_scores_of_classes_are_those_of_the_metrics_with_the_baseline_beside(
     classified: Recipe, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from eval.classify import _f1
+    from eval.classification import _f1
     from eval.score import load_metric, read_predictions
 
     scores = json.loads((classified.folder / "eval" / "scores.json").read_text())
@@ -466,7 +464,7 @@ def test_scores_of_classes_are_those_of_the_metrics_with_the_baseline_beside(
 
 
 def test_missing_labels_are_counted(tmp_path: Path, sequences: Callable[..., Path]) -> None:
-    from sft.classify import train
+    from sft.train.stage import train
 
     rows: list[Any] = [
         *ROWS,
@@ -486,21 +484,21 @@ def test_missing_labels_are_counted(tmp_path: Path, sequences: Callable[..., Pat
 def test_a_classifier_of_weights_in_16_bits_is_trained_in_32(
     tmp_path: Path, trained: Recipe, sequences: Callable[..., Path]
 ) -> None:
-    from sft.model import load_classifier
+    from sft.model.load import load_classifier
 
     half = GPT2LMHeadModel.from_pretrained(trained.trained, dtype=torch.bfloat16)
     half.save_pretrained(tmp_path / "half")
-    load_tokenizer(trained).save_pretrained(tmp_path / "half")
+    Opened(trained).tokenizer.save_pretrained(tmp_path / "half")
     recipe = load(sequences(tmp_path, task="classification", model=str(tmp_path / "half")))
-    assert load_classifier(recipe, load_tokenizer(recipe), ["1", "3"]).dtype == torch.float32
+    assert load_classifier(recipe, Opened(recipe).tokenizer, ["1", "3"]).dtype == torch.float32
 
 
 def test_odd_labels_and_functions_are_messages_about_their_rows(tmp_path: Path, sequences: Callable[..., Path]) -> None:
-    from sft.classify import labelled
+    from sft.train.classification import labelled
 
     rows = [row | {"label": label} for row, label in zip(ROWS, ["--3", "²", "9" * 5000, "-1"] * 8, strict=True)]
     recipe = load(sequences(tmp_path, rows, task="classification"))
-    assert labelled(recipe, load_tokenizer(recipe)).classes == ["-1", "--3", "9" * 5000, "²"]
+    assert labelled(Opened(recipe)).classes == ["-1", "--3", "9" * 5000, "²"]
     (tmp_path / "some.py").write_text(
         "from data_templates import Template\n\n\n"
         "def template():\n"
@@ -509,7 +507,7 @@ def test_odd_labels_and_functions_are_messages_about_their_rows(tmp_path: Path, 
     )
     recipe = load(sequences(tmp_path, task="classification", template=str(tmp_path / "some.py")))
     with pytest.raises(UserError, match=r"rows.jsonl:1: .*`kind`"):
-        labelled(recipe, load_tokenizer(recipe))
+        labelled(Opened(recipe))
 
 
 def test_check_tells_of_classes_what_training_would(
@@ -543,7 +541,7 @@ def test_what_does_not_go_with_classification_is_told(tmp_path: Path, sequences:
                           ("eval.ngrams=[1]", "goes with language modelling")):  # fmt: skip
         with pytest.raises(UserError, match=said):
             load(path, [setting])
-    from sft.classify import train
+    from sft.train.stage import train
 
     with pytest.raises(UserError, match="template `running_text` has no `label`"):
         train(load(path, ["template=running_text", "data.columns.text=sequence"]))
@@ -581,8 +579,8 @@ def test_a_model_from_nothing_on_the_same_rows_is_the_third_column(
 
     recipe = load(path)
     assert recipe.scratch is not None
-    tokens = prepare(recipe.scratch, load_tokenizer(recipe.scratch))
-    own = prepare(recipe, load_tokenizer(recipe))
+    tokens = Opened(recipe.scratch).tokens
+    own = Opened(recipe).tokens
     assert sorted(tokens.test["reference"]) == sorted(own.test["reference"])
     scores = json.loads((recipe.folder / "eval" / "scores.json").read_text())
     assert scores["others"] == ["scratch"]
@@ -608,4 +606,4 @@ def test_a_third_column_that_starts_from_a_trained_model_is_told(
 
 def test_sequences_never_go_through_a_chat_template(tmp_path: Path, sequences: Callable[..., Path]) -> None:
     recipe = load(sequences(tmp_path))
-    assert not codec_of(recipe, load_tokenizer(recipe)).chat
+    assert not Opened(recipe).codec.chat

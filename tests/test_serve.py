@@ -21,13 +21,13 @@ import pytest
 import uvicorn
 from conftest import ROWS, popen
 
-from eval.ask import Opened, ask, open_run
 from sft.cli import main
 from sft.recipe import Recipe, load
 from sft.serve import _listen
 from sft.serve.prompts import Limits
 from sft.serve.routes import BODY, application
 from sft.serve.writer import Writer
+from sft.write.ask import Opened, ask, open_run
 
 QUESTIONS = [row["prompt"] for row in ROWS]
 JSON = {"Content-Type": "application/json"}
@@ -325,7 +325,7 @@ def test_a_chat_model_gets_all_turns_through_its_template(
 ) -> None:
     from sft.serve.api import Chat, Refused
     from sft.serve.prompts import texts_of
-    from sft.train import train
+    from sft.train.stage import train
 
     tiny_model(tmp_path / "model", chat_like, "llama")
     turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Mira?"},

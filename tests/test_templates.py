@@ -16,12 +16,13 @@ import pytest
 
 from data_templates import Row, Template
 from sft.cli import main
-from sft.codec import Codec
-from sft.data import MASKED, codec_of, prepare
-from sft.recipe import Data, Recipe, load
-from sft.rows import read
-from sft.template import load_template, read_prompt, read_sample, samples, template_names
-from sft.tokenizer import load_tokenizer
+from sft.recipe import load
+from sft.recipe.schema import Data, Recipe
+from sft.rows.read import read
+from sft.rows.template import read_prompt, read_sample, samples, template_names
+from sft.tokens.codec import Codec
+from sft.tokens.opened import Opened
+from sft.tokens.prepare import MASKED
 
 HERE = Path(__file__).parents[1]
 RECIPES = sorted((HERE / "recipes").glob("*.yaml"))
@@ -97,8 +98,8 @@ def test_the_guides_records_become_samples_with_weights_and_stay_together_by_top
     assert count(shown, "rows with loss weights") == count(shown, "rows kept")
     for seed in range(5):
         recipe = load("topics.yaml", ["model=my_model", f"data.seed={seed}"])
-        tokenizer = load_tokenizer(recipe)
-        tokens = prepare(recipe, tokenizer)
+        tokenizer = Opened(recipe).tokenizer
+        tokens = Opened(recipe).tokens
         texts = [tokenizer.decode(row["input_ids"]) for row in [*tokens.train, *tokens.test]]
         topics = [text.split("\n")[0].lower() for text in texts]
         train, test = set(topics[: len(tokens.train)]), set(topics[len(tokens.train) :])
@@ -109,8 +110,8 @@ def test_the_guides_records_become_samples_with_weights_and_stay_together_by_top
 def test_the_guides_weights_reach_the_tokens(guide: Guide, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(guide.folder)
     recipe = load("topics.yaml", ["model=my_model"])
-    tokenizer = load_tokenizer(recipe)
-    for row in prepare(recipe, tokenizer).train:
+    tokenizer = Opened(recipe).tokenizer
+    for row in Opened(recipe).tokens.train:
         weights = [w for w, label in zip(row["weights"], row["labels"], strict=True) if label != MASKED]
         reply, reason = max(weights), min(weights)
         assert reply == pytest.approx(3 * reason)
@@ -206,7 +207,7 @@ def test_every_template_has_rows_to_try_it_on() -> None:
 def test_template_trains_two_steps_and_asks_in_use_what_it_asked_in_training(
     name: str, tokenizer: str, recipe_for: Callable[..., Recipe], request: pytest.FixtureRequest
 ) -> None:
-    from sft.train import train
+    from sft.train.stage import train
 
     recipe = recipe_for(name, request.getfixturevalue(tokenizer))
     assert (train(recipe) / "adapter_model.safetensors").is_file()
@@ -216,8 +217,8 @@ def test_template_trains_two_steps_and_asks_in_use_what_it_asked_in_training(
         "chat" if tokenizer == "chat_like" and name not in ("running_text", "sequence") else "plain"
     )
 
-    tokenizer_here, template = load_tokenizer(recipe), load_template(recipe)
-    tokens, codec = prepare(recipe, tokenizer_here), codec_of(recipe, tokenizer_here)
+    opened = Opened(recipe)
+    template, tokens, codec = opened.template, opened.tokens, opened.codec
     trained = []
     for sample in [*tokens.train, *tokens.test]:
         ids, labels = sample["input_ids"], sample["labels"]
@@ -268,7 +269,7 @@ def test_instruction_and_solved_examples_stand_before_each_question(
         )
     )
     solved = "Question: What is 2 + 2?\nSteps:\nsum = 2 + 2\nanswer sum\nAnswer: 4"
-    for row in prepare(recipe, load_tokenizer(recipe)).test:
+    for row in Opened(recipe).tokens.test:
         assert re.fullmatch(
             rf"Solve it step by step\.\n\n{re.escape(solved)}\n\n{re.escape(solved)}\n\n"
             r"Question: What is \d \+ 1\?\nSteps:\n",
@@ -288,8 +289,8 @@ def test_chinese_questions_are_asked_and_answered_in_chinese(
             trainer={"max_length": 1024},
         )
     )  # fmt: skip
-    tokenizer = load_tokenizer(recipe)
-    tokens, codec = prepare(recipe, tokenizer), Codec(tokenizer)
+    tokenizer = Opened(recipe).tokenizer
+    tokens, codec = Opened(recipe).tokens, Codec(tokenizer)
     for row in tokens.test:
         begins = f"请一步一步地解题。\n\n问题：{题['question']}\n步骤：\n{题['pseudocode']}\n答案：7\n\n问题：第"
         assert row["prompt"].startswith(begins)
@@ -543,7 +544,7 @@ def test_each_kind_of_data_has_recipes_for_a_small_and_a_large_base(kind: str) -
 @pytest.mark.parametrize("path", RECIPES, ids=[path.stem for path in RECIPES])
 def test_the_rows_that_a_recipe_names_fit_its_template(path: Path) -> None:
     recipe = load(path)
-    template = load_template(recipe)
+    template = Opened(recipe).template
     for side in ("train", "test"):
         records = list(islice(read(recipe.data, side), 20))
         assert len(records) == 20

@@ -21,9 +21,10 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sft import UserError
-from sft.data import MASKED, prepare
-from sft.loss import output_losses, right_padded, supervised_logits
+from sft.model.loss import output_losses, right_padded, supervised_logits
 from sft.recipe import Recipe, load
+from sft.tokens.opened import Opened
+from sft.tokens.prepare import MASKED
 
 ROOT = Path(__file__).parents[1]
 
@@ -31,7 +32,7 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture
 def run(tmp_path: Path, gpt2_like: Path, tiny_model: Callable[..., Path], write_recipe: Callable[..., Path]) -> Any:
     """`run(**changes)` trains the fixture recipe on a tiny model and returns the recipe."""
-    from sft.train import train
+    from sft.train.stage import train
 
     def _run(*overrides: str, model_type: str = "gpt2", **changes: Any) -> Recipe:
         if not (tmp_path / "model").exists():
@@ -91,8 +92,7 @@ def test_the_loss_is_the_mean_over_supervised_tokens(
 
 def test_row_losses_do_not_depend_on_the_batches(run: Any) -> None:
     recipe = run()
-    tokenizer = AutoTokenizer.from_pretrained(recipe.model)
-    model, rows = AutoModelForCausalLM.from_pretrained(recipe.model), prepare(recipe, tokenizer).test
+    model, rows = AutoModelForCausalLM.from_pretrained(recipe.model), Opened(recipe).tokens.test
     one, many = (output_losses(model, rows, size, 0) for size in (1, 10**6))
     assert [count for _, _, count in one] == [sum(label != MASKED for label in row["labels"]) for row in rows]
     for (a, right_a, _), (b, right_b, _) in zip(one, many, strict=True):
@@ -101,7 +101,7 @@ def test_row_losses_do_not_depend_on_the_batches(run: Any) -> None:
 
 
 def test_held_out_loss_in_training_is_the_token_mean_of_the_evaluation(run: Any) -> None:
-    from eval.run import evaluate_run
+    from eval.evaluate import evaluate_run
 
     recipe = run("trainer.eval_strategy=steps", "trainer.eval_steps=2", "trainer.bf16=false", "eval.rows=2",
                  "generation.max_new_tokens=4")  # fmt: skip
@@ -124,7 +124,7 @@ def test_segment_weights_reach_the_loss(tmp_path: Path, run: Any) -> None:
            "max_grad_norm": 1e9, "bf16": False, "per_device_train_batch_size": 32}  # fmt: skip
     recipe = run(template=str(tmp_path / "weighted.py"), lora=None, trainer=sgd)
     before, after = (AutoModelForCausalLM.from_pretrained(p) for p in (recipe.model, recipe.trained))
-    rows = prepare(recipe, AutoTokenizer.from_pretrained(recipe.model)).train
+    rows = Opened(recipe).tokens.train
     before.train()
     for module in before.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -161,7 +161,7 @@ def test_more_tokens_than_positions_are_an_error(run: Any) -> None:
 
 @pytest.mark.parametrize("bits", ["4bit", "8bit"])
 def test_a_quantised_base_trains_on_cpu_with_an_adapter_in_fp32(run: Any, bits: str) -> None:
-    from eval.run import evaluate_run
+    from eval.evaluate import evaluate_run
 
     few = {"eval": {"rows": 2}, "generation": {"max_new_tokens": 4}}
     recipe = run(model_type="llama", quantization=bits, trainer={"eval_strategy": "steps", "eval_steps": 1}, **few)
@@ -174,7 +174,7 @@ def test_a_quantised_base_trains_on_cpu_with_an_adapter_in_fp32(run: Any, bits: 
 def test_gradients_of_a_4bit_model_survive_an_evaluation(
     tmp_path: Path, gpt2_like: Path, tiny_model: Callable[..., Path], write_recipe: Callable[..., Path]
 ) -> None:
-    from sft.model import add_adapter, load_base
+    from sft.model.load import add_adapter, load_base
 
     tiny_model(tmp_path / "model", gpt2_like, "llama", hidden_size=128, intermediate_size=256)
     recipe = load(write_recipe(tmp_path, quantization="4bit"))
@@ -198,7 +198,7 @@ def test_gradients_of_a_4bit_model_survive_an_evaluation(
 def test_a_model_of_which_nothing_is_quantised_is_refused(
     tmp_path: Path, gpt2_like: Path, tiny_model: Callable[..., Path], write_recipe: Callable[..., Path]
 ) -> None:
-    from sft.train import train
+    from sft.train.stage import train
 
     tiny_model(tmp_path / "model", gpt2_like, "falcon")
     with pytest.raises(UserError, match="no layer to quantise"):
@@ -209,7 +209,7 @@ def test_a_model_of_which_nothing_is_quantised_is_refused(
 def test_leaving_out_copies_of_what_lora_is_given_changes_no_gradient(
     dora: bool, tmp_path: Path, gpt2_like: Path, tiny_model: Callable[..., Path]
 ) -> None:
-    from sft.train import _without_copies
+    from sft.train.trainer import without_copies as _without_copies
 
     base = AutoModelForCausalLM.from_pretrained(tiny_model(tmp_path / "m", gpt2_like, "llama"), dtype=torch.bfloat16)
     lora: dict[str, Any] = {"r": 4, "target_modules": "all-linear", "use_dora": dora}
@@ -283,7 +283,7 @@ def test_rows_with_and_without_weights_train_together(tmp_path: Path, run: Any) 
 
 
 def test_a_run_does_not_go_on_with_another_number_of_processes(run: Any, tmp_path: Path) -> None:
-    from sft.train import _last_whole_checkpoint
+    from sft.train.checkpoints import last_whole_checkpoint as _last_whole_checkpoint
 
     folder = tmp_path / "checkpoints" / "checkpoint-4"
     folder.mkdir(parents=True)
@@ -304,7 +304,7 @@ def test_a_finished_run_is_left_alone_and_another_recipe_is_kept_out(run: Any) -
 
 
 def test_the_resolved_recipe_gives_the_same_adapter(tmp_path: Path, run: Any) -> None:
-    from sft.train import train
+    from sft.train.stage import train
 
     first = run()
     again = load(first.folder / "recipe.yaml", [f"output={tmp_path / 'runs' / 'again'}"])
@@ -316,7 +316,7 @@ def test_a_recipe_tunes_on_top_of_another_one(
     tmp_path: Path, write_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     from sft.cli import main
-    from sft.train import train
+    from sft.train.stage import train
 
     texts = [{"text": f"{i} Mira went to the mill and found a lantern."} for i in range(20)]
     (tmp_path / "base").mkdir()
@@ -451,7 +451,7 @@ def test_a_real_pretrained_model_learns_real_tales(
             f"output={tmp_path / 'runs' / 'tales'}",
         ],
     )
-    from sft.train import train
+    from sft.train.stage import train
 
     train(recipe)
     log = json.loads((recipe.folder / "train.json").read_text())["log"]

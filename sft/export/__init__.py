@@ -10,18 +10,17 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft import UserError, parity
-from sft.artifact import Artifact, open_artifact, seal, sealed
-from sft.codec import Codec
-from sft.data import Tokens, codec_of, prepare
+from sft import UserError
 from sft.files import read_json, whole_folder, write_json
+from sft.model import parity
+from sft.model.artifact import load_artifact, open_artifact, seal, sealed
 from sft.recipe import Recipe
 from sft.run import check_files, check_language_model, check_owner
 from sft.show import say
-from sft.tokenizer import load_tokenizer
+from sft.tokens.opened import Opened
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    from transformers import PreTrainedModel
 
 TARGETS = ("safetensors", "gguf", "onnx", "ollama", "adapter")
 """Each a file of this folder with `NEEDS`, packages it imports -> the extra that brings them; and
@@ -46,35 +45,28 @@ class Options:
 class Source:
     """What is exported, opened where a target asks for it."""
 
-    recipe: Recipe
+    opened: Opened
+    """The run."""
+
     merged: Path
     """The folder that `sft merge` wrote; that of the adapter, where no target needs a merged model."""
 
     options: Options = field(default_factory=Options)
 
-    @cached_property
-    def tokenizer(self) -> "PreTrainedTokenizerFast":
-        return load_tokenizer(self.recipe)
-
-    @cached_property
-    def codec(self) -> Codec:
-        return codec_of(self.recipe, self.tokenizer)
-
-    @cached_property
-    def tokens(self) -> Tokens:
-        return prepare(self.recipe, self.tokenizer)
+    @property
+    def recipe(self) -> Recipe:
+        return self.opened.recipe
 
     @cached_property
     def rows(self) -> list[dict[str, list[int]]]:
         """Held-out rows to compare on."""
-        return parity.chosen(self.tokens)
+        return parity.chosen(self.opened.tokens)
 
     @cached_property
-    def artifact(self) -> Artifact:
-        """The merged folder opened, its files proven to be those that were written, the model in fp32 on the CPU."""
-        artifact = open_artifact(self.merged)
-        artifact.model.float().cpu()
-        return artifact
+    def model(self) -> "PreTrainedModel":
+        """The model of the merged folder, its files proven to be those that were written, in fp32 on the CPU."""
+        model: Any = load_artifact(open_artifact(self.merged))
+        return model.float().cpu()
 
 
 def export(recipe: Recipe, targets: Sequence[str], options: Options = Options()) -> list[str]:
@@ -86,8 +78,9 @@ def export(recipe: Recipe, targets: Sequence[str], options: Options = Options())
     modules = _modules(targets, options)
     check_language_model(recipe)
     check_files(recipe)
-    check_owner(recipe)
-    source = Source(recipe, _merged(recipe, targets), options)
+    opened = Opened(recipe)
+    check_owner(opened)
+    source = Source(opened, _merged(recipe, targets), options)
     problems = [f"{source.merged}: {problem}" for problem in _problems(source.merged)]
     for target, module in modules.items():
         folder = recipe.folder / "export" / target
@@ -137,7 +130,11 @@ def travel(source: Source, folder: Path, *names: str) -> None:
     records; or the files of these names alone."""
     ours = {"parity.json", "files.json"}
     for file in sorted(source.merged.iterdir()):
-        if file.name in (names or {file.name} - ours) and ".safetensors" not in file.name:
+        if file.name not in (names or {file.name} - ours) or ".safetensors" in file.name:
+            continue
+        if file.is_dir():  # of files that the template reads
+            shutil.copytree(file, folder / file.name)
+        else:
             shutil.copyfile(file, folder / file.name)
 
 

@@ -6,13 +6,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from eval.report import score_lines, summary, verdict
-from sft import UserError, parity
-from sft.artifact import furnish
+from sft import UserError
 from sft.export import Source
 from sft.files import read_json, write_json, write_text
+from sft.model import parity
+from sft.model.artifact import furnish
 from sft.recipe import Recipe
 from sft.show import say
+from sft.train.summary import summary
 
 NEEDS: dict[str, str] = {}
 
@@ -28,7 +29,7 @@ def write(source: Source, folder: Path) -> dict[str, Any]:
     shutil.copyfile(recipe.trained / "adapter_model.safetensors", folder / "adapter_model.safetensors")
     settings = read_json(recipe.trained / "adapter_config.json")
     write_json(folder / "adapter_config.json", settings | {"base_model_name_or_path": _base(recipe)})
-    furnish(recipe, source.codec, folder)
+    furnish(source.opened, folder)
     found = _compare(source, folder)
     found["problems"] = parity.verdict(found, TOLERANCE)
     write_text(folder / "README.md", card(recipe, found))
@@ -51,10 +52,10 @@ def push(folder: Path, repository: str) -> None:
 def _compare(source: Source, folder: Path) -> dict[str, Any]:
     from peft import PeftModel
 
-    from sft.model import load_base
+    from sft.model.load import load_base
 
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        base = load_base(source.recipe, source.tokenizer, exact=True)
+        base = load_base(source.recipe, source.opened.tokenizer, exact=True)
         model = PeftModel.from_pretrained(base, str(source.recipe.trained))
         reference = parity.recorded(source.rows, parity.of_model(model), Path(scratch) / "logits")
         again = PeftModel.from_pretrained(model.unload(), str(folder))
@@ -65,12 +66,14 @@ def card(recipe: Recipe, compared: dict[str, Any]) -> str:
     """The model card: front matter that the hub reads, then base, data, scores, comparison and how to load it."""
     trained, scored = read_json(recipe.folder / "train.json"), recipe.folder / "eval" / "scores.json"
     scores = read_json(scored) if scored.is_file() else None
+    if scores and "sentence" not in scores:
+        raise UserError(f"{scored}: was written by an earlier version; run `sft eval` again for the card")
     facts = summary(recipe, trained, scores or {"generated": 0})
     merged = recipe.folder / "merged" / "parity.json"
     parts = [
         f"---\n{_front_matter(recipe)}---\n\n# {recipe.folder.name}\n",
         "\n".join(["| | |", "|---|---|", *(f"| {name} | {_cell(text)} |" for name, text in facts)]) + "\n",
-        f"## Scores\n\n{verdict(scores)}\n\n{_markdown(*score_lines(scores))}\n" if scores else "Not scored.\n",
+        f"## Scores\n\n{scores['sentence']}\n\n{_markdown(*scores['table'])}\n" if scores else "Not scored.\n",
         f"## Comparison\n\nLoaded with PEFT from this folder, against the run: {_apart(compared)}.",
         f"Merged into one model, against the run: {_apart(read_json(merged))}.\n" if merged.is_file() else "",
         f"## Use\n\n{_how_to(recipe)}",

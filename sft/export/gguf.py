@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sft import UserError, parity
-from sft.codec import Codec
-from sft.data import max_length
+from sft import UserError
 from sft.export import Options, Source, travel
 from sft.export.to_gguf import UNSUPPORTED, settings
 from sft.files import read_json, whole_folder, write_json
+from sft.model import parity
 from sft.show import say, table
+from sft.tokens.codec import Codec
 
 NEEDS = {"llama_cpp": "gguf"}
 
@@ -55,7 +55,7 @@ def write(source: Source, folder: Path) -> dict[str, Any]:
     kinds, name = source.options.gguf, source.recipe.folder.name
     report: dict[str, Any] = {"problems": unseen(source)}
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        reference = parity.recorded(source.rows, parity.of_model(source.artifact.model), Path(scratch) / "reference")
+        reference = parity.recorded(source.rows, parity.of_model(source.model), Path(scratch) / "reference")
         for kind in kinds:
             file = folder / f"{name}-{kind}.gguf"
             if kind == "lora":
@@ -92,7 +92,7 @@ def write_model(source: Source, file: Path, kind: str, scratch: Path) -> None:
 
 def convert(source: Source, model: Path, file: Path, kind: str) -> None:
     """Convert a transformers folder by llama.cpp's converter."""
-    codec = source.codec
+    codec = source.opened.codec
     job = {
         "llama_cpp": str(converter(source.options.llama_cpp)), "model": str(model), "out": str(file), "type": kind,
         "name": source.recipe.folder.name, "eos": codec.end[-1], "add_bos": adds_bos(codec), "space": adds_space(codec),
@@ -123,7 +123,7 @@ def _run(command: list[str], source: Source) -> None:
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment)
     if done.returncode == UNSUPPORTED:
-        kind = source.artifact.model.config.model_type
+        kind = source.model.config.model_type
         raise UserError(f"llama.cpp does not run {kind} models; export safetensors or onnx instead")
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
@@ -139,20 +139,20 @@ def write_adapter(source: Source, file: Path, scratch: Path) -> dict[str, Any]:
     """
     from peft import PeftModel
 
-    from sft.model import load_base
+    from sft.model.load import load_base
 
     recipe = source.recipe.model_copy(update={"quantization": "none"})
     if recipe.lora is None:
         raise UserError(f"{recipe.folder}: all weights were trained, there is no adapter; leave out `lora`")
     if recipe.lora.get("use_dora") or recipe.lora.get("modules_to_save"):
         raise UserError("llama.cpp knows plain LoRA alone; export the merged model instead of `lora`")
-    model = PeftModel.from_pretrained(load_base(recipe, source.tokenizer).cpu().float(), str(recipe.trained))
+    model = PeftModel.from_pretrained(load_base(recipe, source.opened.tokenizer).cpu().float(), str(recipe.trained))
     reference = parity.recorded(source.rows, parity.of_model(model), scratch / "logits")
     base, adapter = scratch / "base", scratch / "adapter"
     _write_scaled(model, adapter)
     model.unload().save_pretrained(base)
     write_json(base / "config.json", settings(read_json(base / "config.json")))  # which its script reads by itself
-    source.tokenizer.save_pretrained(base)
+    source.opened.tokenizer.save_pretrained(base)
     convert(source, base, scratch / "base.gguf", "f32")
     script = converter(source.options.llama_cpp) / "convert_lora_to_gguf.py"
     _run([str(script), "--base", str(base), "--outtype", "f32", "--outfile", str(file), str(adapter)], source)
@@ -264,9 +264,9 @@ def judged(compared: dict[str, Any], kind: str) -> list[str]:
 
 def unseen(source: Source) -> list[str]:
     """What the rows that are compared may be too short to show: llama.cpp runs a Mistral without its sliding window."""
-    config = source.artifact.model.config
+    config = source.model.config
     window = config.sliding_window if config.model_type == "mistral" else None
-    if window and window < max_length(source.recipe):
+    if window and window < source.recipe.max_length:
         return [f"llama.cpp attends to more than the last {window} tokens of this model: texts longer than that differ"]
     return []
 
@@ -307,7 +307,10 @@ class Opened:
 
     def same_tokens(self, source: Source) -> dict[str, Any]:
         """On how many held-out prompts (texts, where there are none) and odd texts the ids are not as in training."""
-        test, codec = source.tokens.test.select(range(min(len(source.tokens.test), 100))), source.codec
+        test, codec = (
+            source.opened.tokens.test.select(range(min(len(source.opened.tokens.test), 100))),
+            source.opened.codec,
+        )
         prompts = [text for text in test["prompt"] if text] or test["reference"]
         sides = [
             [

@@ -6,12 +6,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from sft import parity
-from sft.codec import ANSWER, Codec
-from sft.data import max_length
 from sft.export import Source, gguf, travel
 from sft.files import write_text
-from sft.model import decoding
+from sft.model import parity
+from sft.model.load import decoding
+from sft.tokens.codec import ANSWER, Codec
 
 NEEDS = gguf.NEEDS
 check = gguf.check
@@ -25,10 +24,10 @@ def write(source: Source, folder: Path) -> dict[str, Any]:
     kind = next((kind for kind in source.options.gguf if kind != "lora"), "f16")
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         gguf.write_model(source, folder / "model.gguf", kind, Path(scratch))
-    go = template(source.codec, source.artifact.tokenizer)
+    go = template(source.opened.codec, source.opened.tokenizer)
     write_text(folder / "Modelfile", modelfile(source, go))
     travel(source, folder, "recipe.yaml", "template.py")
-    found = gguf.compare(source, folder / "model.gguf", parity.of_model(source.artifact.model))
+    found = gguf.compare(source, folder / "model.gguf", parity.of_model(source.model))
     found |= {"bytes": (folder / "model.gguf").stat().st_size}
     tried, wrong = _tried(source, folder, go)
     problems = gguf.unseen(source) + gguf.judged(found, kind)
@@ -43,10 +42,10 @@ def write(source: Source, folder: Path) -> dict[str, Any]:
 def modelfile(source: Source, go: str) -> str:
     """The Modelfile: `ollama create NAME -f Modelfile` in its folder makes the model. What ollama has a default of its
     own for is written out, as it decodes otherwise than transformers."""
-    codec, config = source.codec, decoding(source.recipe, source.codec)
-    positions = getattr(source.artifact.model.config, "max_position_embeddings", 2**31)
+    codec, config = source.opened.codec, decoding(source.recipe, source.opened.codec)
+    positions = getattr(source.model.config, "max_position_embeddings", 2**31)
     parameters: dict[str, Any] = {
-        "num_ctx": min(positions, max_length(source.recipe)), "num_predict": config.max_new_tokens,
+        "num_ctx": min(positions, source.recipe.max_length), "num_predict": config.max_new_tokens,
         "temperature": config.temperature or 1.0, "top_k": config.top_k or 0, "top_p": config.top_p or 1.0,
         "min_p": config.min_p or 0.0, "repeat_penalty": config.repetition_penalty or 1.0,
     }  # fmt: skip
@@ -116,7 +115,7 @@ def rendered(template: str, prompt: str, system: str = "") -> str:
 
 def _tried(source: Source, folder: Path, go: str) -> tuple[int, list[str]]:
     """How many held-out prompts were tried, and those of which Modelfile and llama.cpp make other ids than training."""
-    codec, test = source.codec, source.tokens.test.select(range(min(len(source.tokens.test), 100)))
+    codec, test = source.opened.codec, source.opened.tokens.test.select(range(min(len(source.opened.tokens.test), 100)))
     before, _, after = go.partition("{{ .Prompt }}")
     before, after = rendered(before, ""), rendered(after, "")
     prompts = [text for text in test["prompt"] if codec.chat or (text.startswith(before) and text.endswith(after))]

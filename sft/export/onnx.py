@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sft import UserError, parity
-from sft.data import MASKED
+from sft import UserError
 from sft.export import Source, travel
+from sft.model import parity
 from sft.show import table
+from sft.tokens.prepare import MASKED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,7 +33,7 @@ NEW, PROMPTS = 32, 4
 
 def write(source: Source, folder: Path) -> dict[str, Any]:
     """Write the graphs, and compare logits and greedy continuations in ONNX Runtime with those of transformers."""
-    model = source.artifact.model
+    model = source.model
     names = write_graphs(model, folder)
     travel(source, folder)
     compared: dict[str, Any] = {"problems": []}
@@ -54,9 +55,11 @@ def _greedy(source: Source, session: "Session") -> dict[str, int]:
     """Of how many held-out prompts the greedy continuation is not that of transformers."""
     from transformers import GenerationConfig
 
-    model: Any = source.artifact.model
-    end = source.codec.end[-1]
-    config = GenerationConfig(max_new_tokens=NEW, do_sample=False, eos_token_id=end, pad_token_id=source.codec.pad)
+    model: Any = source.model
+    end = source.opened.codec.end[-1]
+    config = GenerationConfig(
+        max_new_tokens=NEW, do_sample=False, eos_token_id=end, pad_token_id=source.opened.codec.pad
+    )
     room = min(parity.LENGTH, getattr(model.config, "max_position_embeddings", parity.LENGTH)) - NEW
     different = 0
     for row in source.rows[:PROMPTS]:

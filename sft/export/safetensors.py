@@ -5,8 +5,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from sft import parity
 from sft.export import Source, travel
+from sft.model import parity
 
 NEEDS: dict[str, str] = {}
 
@@ -19,7 +19,7 @@ def write(source: Source, folder: Path) -> dict[str, Any]:
     for file in source.merged.glob("*.safetensors*"):
         _link(file, folder / file.name)
     back = AutoModelForCausalLM.from_pretrained(folder, dtype="float32", use_safetensors=True)
-    found = parity.measure(source.rows, parity.of_model(source.artifact.model), parity.of_model(back))
+    found = parity.measure(source.rows, parity.of_model(source.model), parity.of_model(back))
     tolerance = parity.TOLERANCE["float32"]
     return found | {"problems": parity.verdict(found, tolerance), "table": parity.as_table(found, tolerance)}
 

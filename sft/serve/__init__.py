@@ -18,29 +18,29 @@ from types import FrameType
 
 import uvicorn
 
-from eval.ask import Opened
-from eval.stream import processors
 from sft import UserError
-from sft.data import max_length
-from sft.model import decoding
+from sft.model.load import decoding
 from sft.serve.prompts import Limits
 from sft.serve.routes import application
 from sft.serve.writer import Writer
 from sft.show import say
+from sft.write.ask import Answerer
+from sft.write.stream import processors
 
 
 def serve(
-    load: Callable[[], Opened], host: str, port: int, key: str | None, max_tokens: int | None, max_requests: int
+    load: Callable[[], Answerer], host: str, port: int, key: str | None, max_tokens: int | None, max_requests: int
 ) -> None:
     """Serve until SIGINT or SIGTERM. The address is taken before the model is loaded.
 
     Raises UserError for an address that cannot be had, and for generation settings that cannot be streamed.
     """
     listening = _listen(host, port)
-    opened = load()
+    answerer = load()
+    opened = answerer.opened
     processors(decoding(opened.recipe, opened.codec))
-    limits = Limits(max_tokens or max_length(opened.recipe), max_requests)
-    writer = Writer(opened.model, opened.recipe.eval.batch_tokens, max_requests)
+    limits = Limits(max_tokens or opened.recipe.max_length, max_requests)
+    writer = Writer(answerer.model, opened.recipe.eval.batch_tokens, max_requests)
     url = "http://{}:{}/v1".format(f"[{host}]" if ":" in host else host, listening.getsockname()[1])
     app = application(opened, writer, limits, key, partial(say, f"{opened.recipe.folder.name} answers at {url}"))
     _warn(listening, key)

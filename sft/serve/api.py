@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 from starlette.exceptions import HTTPException
 
-from eval.stream import Text
+from sft.write.stream import Text
 
 NOT_WRITTEN = "the answer could not be written, or the server is stopping; ask again"
 

@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 
 from data_templates import Message, Prompt, Template, as_text
-from eval.ask import Opened, prompt_ids, row_of
-from eval.stream import Text
-from sft.codec import Codec
-from sft.data import max_length
-from sft.model import decoding
-from sft.recipe import DRAWN, drawing
+from sft.model.load import decoding
+from sft.recipe.decoding import DRAWN, drawing
+from sft.rows.template import read_prompt
 from sft.serve.api import Chat, Completion, Refused
-from sft.template import read_prompt
+from sft.tokens.codec import Codec
+from sft.tokens.opened import Opened
+from sft.write.ask import prompt_ids, row_of
+from sft.write.stream import Text
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ def texts_of(opened: Opened, limits: Limits, asked: Completion | Chat) -> list[T
     ids = chat_ids(opened, asked) if isinstance(asked, Chat) else completion_ids(opened, asked)
     names = (*DRAWN, "repetition_penalty", "no_repeat_ngram_size")
     given = {name: value for name in names if (value := getattr(asked, name)) is not None}
-    room = max_length(recipe) - len(ids)
+    room = recipe.max_length - len(ids)
     wanted = asked.max_tokens
     if isinstance(asked, Chat) and asked.max_completion_tokens is not None:
         wanted = asked.max_completion_tokens
@@ -35,7 +35,7 @@ def texts_of(opened: Opened, limits: Limits, asked: Completion | Chat) -> list[T
         raise Refused(
             400,
             f"the prompt has {len(ids)} tokens, the answer shall have {wanted or 'at least 1'}, and both together "
-            f"{max_length(recipe)} at most",
+            f"{recipe.max_length} at most",
             "context_length_exceeded",
         )
     if wanted and wanted > limits.max_tokens:

@@ -14,12 +14,12 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
-from eval.ask import Opened
-from eval.stream import Text
 from sft import UserError
 from sft.serve.api import Answers, Chat, Completion, Part, Refused, shaped
 from sft.serve.prompts import Limits, texts_of
 from sft.serve.writer import Full, Writer
+from sft.tokens.opened import Opened
+from sft.write.stream import Text
 
 BODY = 2**20
 """Largest request in bytes."""

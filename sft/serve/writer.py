@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
-from eval.stream import Text, Together
 from sft.show import say
+from sft.write.stream import Text, Together
 
 
 class Full(Exception):

@@ -1,0 +1,285 @@
+"""Base model, quantisation and adapter of a recipe, each checked after it was made."""
+
+import ctypes
+import platform
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sft import UserError
+from sft.recipe import Recipe
+from sft.run import check_files, check_language_model
+from sft.tokens.codec import Codec
+from sft.tokens.tokenizer import unreachable
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Of glibc's malloc.h."""
+
+
+def check_model(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast") -> None:
+    """Find what is wrong with the model before any row is read or weight loaded: its config, built without memory.
+
+    Raises UserError where the model cannot be reached, has fewer positions than `trainer.max_length` or fewer
+    embeddings than the tokenizer has tokens, or lacks a layer that `lora:` names.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config = _config(recipe, tokenizer)
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    length = recipe.trainer.get("max_length", 1024)
+    if positions and positions > 0 and (length or 2**31) > positions:
+        raise UserError(
+            f"`trainer.max_length` is {length or 'without bound'}, but {_name(recipe)} has {positions} positions; "
+            f"write trainer.max_length={positions} or less"
+        )
+    with torch.device("meta"):
+        try:
+            skeleton = AutoModelForCausalLM.from_config(config)
+        except Exception as error:  # a config may be wrong in as many ways as there are models
+            raise UserError(f"{_name(recipe)}: no causal language model can be made of its config: {error}") from error
+    rows = skeleton.get_input_embeddings().num_embeddings
+    if len(tokenizer) > rows:
+        raise UserError(
+            f"{_name(recipe)}: the tokenizer has {len(tokenizer)} tokens, the model embeds {rows}; "
+            "use the tokenizer that the model was trained with"
+        )
+    modules = dict(skeleton.named_modules())
+    for key in ("target_modules", "modules_to_save"):  # peft passes over a name that fits nothing if another one fits
+        wanted = (recipe.lora or {}).get(key)
+        for name in wanted if isinstance(wanted, list) else ():
+            if not any(module == name or module.endswith(f".{name}") for module in modules):
+                leaves = {path.rsplit(".", 1)[-1] for path, module in modules.items() if hasattr(module, "weight")}
+                raise UserError(
+                    f"`lora.{key}` names `{name}`, which this model does not have; "
+                    f"there are {', '.join(sorted(leaves))}"
+                )
+
+
+def load_base(
+    recipe: Recipe, tokenizer: "PreTrainedTokenizerFast", training: bool = False, exact: bool = False
+) -> "PreTrainedModel":
+    """The base model with its quantisation, on the device at hand; a new model is made from `trainer.seed`.
+
+    `exact` leaves a CPU's 4-bit layers as training has them; else they are repacked when they first answer, to be fast.
+    Raises UserError where the model cannot be reached, is not safetensors, or cannot be quantised.
+    """
+    from transformers import AutoModelForCausalLM, set_seed
+
+    without_bars()
+    if isinstance(recipe.model, dict):
+        set_seed(int(recipe.trainer.get("seed", 42)))
+        return AutoModelForCausalLM.from_config(_config(recipe, tokenizer)).to(device(recipe))
+
+    options = _options(recipe, training)
+    if recipe.quantization != "none":
+        options["quantization_config"] = quantization_config(recipe.quantization)
+    options.setdefault("device_map", {"": device(recipe)})
+    try:
+        model = AutoModelForCausalLM.from_pretrained(_name(recipe), use_safetensors=True, **options)
+    except Exception as error:
+        missing = isinstance(error, OSError) and "safetensors" in str(error)
+        message = _no_safetensors(_name(recipe)) if missing else unreachable(_name(recipe), "model", error)
+        raise UserError(message) from error
+    if recipe.quantization != "none":
+        _check_quantized(model, _name(recipe), training or exact)
+    return model
+
+
+def load_classifier(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast", classes: Sequence[str]) -> "PreTrainedModel":
+    """The base model, or a new one, with a fresh head in place of its own: logits of the classes at the last token that
+    is no padding.
+
+    Raises UserError where the model cannot be reached, or has no such form in transformers.
+    """
+    from transformers import AutoModelForSequenceClassification, set_seed
+
+    without_bars()
+    config = _config(recipe, tokenizer)
+    config.id2label = dict(enumerate(classes))
+    config.label2id = {name: i for i, name in enumerate(classes)}
+    config.pad_token_id = tokenizer.pad_token_id
+    set_seed(int(recipe.trainer.get("seed", 42)))
+    try:
+        if isinstance(recipe.model, dict):
+            model = AutoModelForSequenceClassification.from_config(config)
+        else:
+            model = AutoModelForSequenceClassification.from_pretrained(
+                _name(recipe), config=config, use_safetensors=True, **_options(recipe, training=True)
+            )
+    except Exception as error:  # as above, or an architecture without such a head
+        raise UserError(unreachable(_name(recipe), "model with a head for classes", error)) from error
+    return model.to(device(recipe))
+
+
+def add_adapter(model: "PreTrainedModel", recipe: Recipe) -> "PeftModel":
+    """A fresh LoRA adapter by `peft.LoraConfig`, on all linear layers where the recipe names none."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import set_seed
+
+    options = {"target_modules": "all-linear"} | (recipe.lora or {})
+    set_seed(int(recipe.trainer.get("seed", 42)))
+    try:
+        return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **options))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"`lora:` is not accepted by peft: {error}") from error
+
+
+def load_trained(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast") -> "PreTrainedModel | PeftModel":
+    """The tuned model of a finished run: the base with its adapter, or the whole model."""
+    from transformers import AutoModelForCausalLM
+
+    check_language_model(recipe)
+    check_files(recipe)
+    without_bars()
+    if recipe.lora is None:
+        whole: PreTrainedModel = AutoModelForCausalLM.from_pretrained(recipe.trained, dtype=_dtype(recipe))
+        return whole.to(device(recipe))  # type: ignore[arg-type]  # its signature is lost in a decorator
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(load_base(recipe, tokenizer), str(recipe.trained))
+
+
+def decoding(recipe: Recipe, codec: Codec) -> "GenerationConfig":
+    """The recipe's `generation:`, greedy where it says nothing, ending at the end token of training and no other.
+
+    Raises UserError for a setting that transformers does not accept.
+    """
+    from transformers import GenerationConfig
+
+    settings = {"max_new_tokens": 128, "do_sample": False} | recipe.generation
+    ids = {"eos_token_id": codec.end[-1], "pad_token_id": codec.pad, "bos_token_id": codec.tokenizer.bos_token_id}
+    try:
+        config = GenerationConfig(**settings, **ids)
+        config.validate(strict=True)
+        if not config.max_new_tokens:
+            raise ValueError("`max_new_tokens` is empty; write a number above 0")
+    except (TypeError, ValueError) as error:
+        raise UserError(f"`generation:` is not accepted by transformers: {error}") from error
+    return config
+
+
+def device(recipe: Recipe) -> str:
+    """Where models run: on the GPU of this process, if there is one and `trainer.use_cpu` does not say otherwise."""
+    import torch
+
+    on_gpu = torch.cuda.is_available() and not recipe.trainer.get("use_cpu")
+    return f"cuda:{torch.cuda.current_device()}" if on_gpu else "cpu"
+
+
+def has_bf16() -> bool:
+    """Whether bfloat16 is fast here: a GPU from Ampere on, or a CPU with instructions for it."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    cpu = Path("/proc/cpuinfo")
+    return cpu.exists() and any(flag in cpu.read_text() for flag in ("avx512_bf16", "amx_bf16"))
+
+
+def without_bars() -> None:
+    """No bars of transformers where there is no terminal to draw them on."""
+    from transformers import logging
+
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+
+
+def _options(recipe: Recipe, training: bool) -> dict[str, Any]:
+    """What the weights are loaded with: the recipe's settings, in place of our type of them."""
+    return {"dtype": _dtype(recipe, training)} | (recipe.trainer.get("model_init_kwargs") or {})
+
+
+def _dtype(recipe: Recipe, training: bool = False) -> Any:
+    """Frozen weights in bf16 where a GPU has it, as memory counts there; trained weights and the CPU's in fp32.
+
+    On a CPU, training in bf16 has the frozen weights in it as well: products round them to it in any case.
+    """
+    import torch
+
+    frozen = recipe.lora is not None and has_bf16()
+    if frozen and device(recipe) == "cpu":
+        frozen = training and recipe.quantization == "none" and bool(recipe.trainer.get("bf16", True))
+    return torch.bfloat16 if frozen else torch.float32
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep buffers that a model on a CPU frees at each layer: to give them back and get them anew, page by
+    page, costs up to a quarter of the time. (MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_ of the environment do
+    the same, but only for who knows of them.)"""
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_THRESHOLD, 2**30)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def _no_safetensors(name: str) -> str:
+    """The message for weights that are there as pickles alone: loading a pickle runs the code that is in it."""
+    convert = (
+        "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; "
+        f"M.from_pretrained({name!r}, use_safetensors=False).save_pretrained('converted'); "
+        f"T.from_pretrained({name!r}).save_pretrained('converted')"
+    )
+    return (
+        f"{name}: has no safetensors, and a pickle is not loaded, as that runs the code in it; where you trust its "
+        f'publisher, convert it once with `python -c "{convert}"` and write model=converted'
+    )
+
+
+def _name(recipe: Recipe) -> str:
+    """The hub id or folder of the base model."""
+    if isinstance(recipe.model, dict):
+        return "the new model"
+    return str(recipe.base.trained) if recipe.base else recipe.model
+
+
+def _config(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast") -> "PreTrainedConfig":
+    """The config of the base model, or that of a new one, whose vocabulary is the tokenizer's."""
+    from transformers import AutoConfig
+
+    if not isinstance(recipe.model, dict):
+        options = recipe.trainer.get("model_init_kwargs") or {}
+        try:
+            return AutoConfig.from_pretrained(_name(recipe), revision=options.get("revision", "main"))
+        except Exception as error:  # the hub client raises dozens of classes
+            raise UserError(unreachable(_name(recipe), "model", error)) from error
+    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    try:
+        return AutoConfig.for_model(**({"vocab_size": len(tokenizer)} | ids | recipe.model))
+    except Exception as error:
+        raise UserError(f"`model:` is not accepted by transformers: {error}") from error
+
+
+def quantization_config(kind: str) -> Any:
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if kind == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+
+
+def _check_quantized(model: "PreTrainedModel", name: str, exact: bool) -> None:
+    """Falcon says it is loaded in 4 bits with no layer quantised: count them."""
+    import bitsandbytes
+
+    layers = [m for m in model.modules() if isinstance(m, bitsandbytes.nn.Linear4bit | bitsandbytes.nn.Linear8bitLt)]
+    if not layers:
+        raise UserError(
+            f"{name}: bitsandbytes found no layer to quantise in this architecture; write quantization=none"
+        )
+    for layer in layers:
+        # On CPUs with avx512_bf16 one forward without gradients repacks a 4-bit layer in place, for speed. After that
+        # every training step gets wrong gradients, silently; and it fails where 32 and 64 do not divide the sizes.
+        if exact or layer.out_features % 32 or layer.in_features % 64:
+            layer.support_avx512bf16_for_cpu = False

@@ -1,0 +1,83 @@
+"""`sft check`: what became of every row, before any training, and a refusal where too much was lost."""
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+from sft import UserError
+from sft.recipe import Recipe
+from sft.tokens.account import counts_table, histogram
+from sft.tokens.codec import Codec
+from sft.tokens.example import example_by_token
+from sft.tokens.opened import Opened
+from sft.tokens.prepare import Tokens
+
+
+class Refused(UserError):
+    """The data break a threshold of the recipe's `check:` section."""
+
+    status = 1
+
+
+def check(recipe: Recipe, show: int = 0, as_json: bool = False) -> None:
+    """Read all rows through template and tokenizer and tell what was found; `show` prints so many rows token by token.
+
+    Raises Refused, for exit status 1, where a threshold of `check:` is broken.
+    """
+    opened = Opened(recipe)
+    tokens, codec = opened.tokens, opened.codec
+    broken = problems(recipe, tokens)
+    rows = [tokens.train[i] for i in range(min(show, len(tokens.train)))]
+    if as_json:
+        print(json.dumps(as_data(tokens, codec, broken) | {"rows": rows}, ensure_ascii=False))
+    else:
+        print(counts_table(tokens.counts))
+        print(f"\nlengths in tokens; trainer.max_length is {recipe.max_length}")
+        print(histogram(tokens.counts["train"]))
+        print(f"\nthe prompt goes {'through the chat template' if codec.chat else 'in as plain text'}")
+        for row in rows:
+            print("\n" + example_by_token(codec, row["input_ids"], row["labels"], row.get("weights")))
+    if broken:
+        raise Refused("\n".join(broken))
+
+
+def refuse(recipe: Recipe, tokens: Tokens) -> None:
+    """Raise Refused where the tokens break a threshold: training begins with this."""
+    if broken := problems(recipe, tokens):
+        raise Refused("\n".join(broken))
+
+
+def problems(recipe: Recipe, tokens: Tokens) -> list[str]:
+    """One sentence for each threshold that is broken, with the first row that counts and the setting to write."""
+    sides = list(tokens.counts.values())
+    seen = sum(counts.rows + counts.dropped for counts in sides)
+    damaged = [what for counts in sides for what in counts.suspicious]
+    found = []
+    for name, examples, what, remedy in (
+        ("dropped", ["dropped"], "rows do not fit into trainer.max_length", "raise it, or shorten the outputs"),
+        ("trimmed", ["trimmed"], "prompts lost their beginning", "raise trainer.max_length"),
+        ("changed", ["changed"], "outputs are not given back by the tokenizer", "clean the texts"),
+        ("duplicates", [], "rows are there more than once", "remove them"),
+        ("damaged", damaged, "rows hold text that looks damaged", "mend the file"),
+        ("empty", ["empty"], "rows have an empty field", "fill it in, or remove them"),
+    ):
+        count = sum(getattr(counts, name) for counts in sides)
+        limit = getattr(recipe.check, f"max_{name}")
+        if count > limit * seen:
+            first = [f"; the first: {c.examples[e]}" for c in sides for e in examples if e in c.examples][:1]
+            enough = min(1.0, -(-count * 1000 // seen) / 1000)
+            found.append(
+                f"{count:,} of {seen:,} {what} ({count / seen:.2%}, allowed are {limit:.2%}{''.join(first)}); "
+                f"{remedy}, or allow it: check.max_{name}={enough}"
+            )
+    return found
+
+
+def as_data(tokens: Tokens, codec: Codec, broken: list[str]) -> dict[str, Any]:
+    """The same for machines."""
+    sides: dict[str, Any] = {side: asdict(counts) for side, counts in tokens.counts.items()}
+    return sides | {
+        "prompt_format": "chat" if codec.chat else "plain",
+        "problems": broken,
+        "rows": dict(tokens.digests),
+    }

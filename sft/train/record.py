@@ -1,0 +1,59 @@
+"""What a training leaves about itself, in train.json."""
+
+import resource
+import sys
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from sft.files import checksums, sizes
+from sft.memory.fit import predicted
+from sft.recipe import Recipe
+from sft.show import say
+
+LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "evaluate", "bitsandbytes")
+
+
+def record(recipe: Recipe, trainer: Any, seconds: float, checkpoint: str | None) -> dict[str, Any]:
+    """What the report tells of a training. `seconds` and `tokens_seen` are of this process, which began at `since`."""
+    cuda = torch.cuda.is_available()
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    trainable, total = _parameters(trainer.model)
+    return {
+        "since": int(checkpoint.rsplit("-", 1)[1]) if checkpoint else 0,
+        "seconds": seconds, "steps": trainer.state.global_step, "epochs": trainer.state.epoch,
+        "best_step": trainer.state.best_global_step if trainer.args.load_best_model_at_end else None,
+        "processes": trainer.args.world_size, "device": torch.cuda.get_device_name() if cuda else "CPU",
+        "peak_memory_bytes": peak,
+        "predicted_memory_bytes": _predicted(recipe, trainer) if cuda else None,
+        "trainable_parameters": trainable, "parameters": total,
+        "tokens_seen": trainer.tokens_seen * trainer.args.world_size,
+        "log": trainer.state.log_history,
+        "files": sizes(recipe.trained), "sha256": checksums(recipe.trained),
+        "versions": {name: version(name) for name in LIBRARIES} | {"python": sys.version.split()[0]},
+    }  # fmt: skip
+
+
+def _predicted(recipe: Recipe, trainer: Any) -> int | None:
+    """The peak that `sft fit` foresees. That an unusual model cannot be traced shall not cost a finished training."""
+    try:
+        return predicted(recipe, trainer.args.per_device_train_batch_size)
+    except Exception as error:
+        say(f"the memory could not be predicted: {type(error).__name__}: {error}")
+        return None
+
+
+def _parameters(model: Any) -> tuple[int, int]:
+    """Trainable and all parameters; a 4-bit weight holds two in a byte."""
+    if hasattr(model, "get_nb_trainable_parameters"):
+        trainable, total = model.get_nb_trainable_parameters()
+        return int(trainable), int(total)
+    counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    return sum(n for n, trained in counts if trained), sum(n for n, _ in counts)
+
+
+def parameters_line(model: Any) -> str:
+    trainable, total = _parameters(model)
+    return f"training {trainable:,} of {total:,} parameters ({trainable / total:.2%})"
