@@ -105,7 +105,7 @@ def exported(recipe: Recipe) -> dict[str, str]:
     for target, files in (("onnx", {"ONNX": ()}), ("gguf", {f"GGUF {kind}": (kind,) for kind in TYPES})):
         try:
             with contextlib.redirect_stdout(io.StringIO()):
-                export.export(recipe, [target], export.Options(gguf=TYPES))
+                export.export(recipe, [target], {"gguf": ",".join(TYPES)})
         except UserError:  # what llama.cpp does not run, or it is not installed
             cells |= dict.fromkeys(files, "none")
             continue

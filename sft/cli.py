@@ -15,19 +15,43 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from sft import UserError
 
-STAGES = {
-    "train": ("sft.train.stage:train", "train the recipe into its run folder"),
-    "eval": ("eval.evaluate:evaluate_run", "score base against tuned on the held-out rows"),
-    "report": ("eval.report:report", "write report.html and print the same table"),
-}
+STAGES = {"train": "sft.train.stage:train", "eval": "eval.evaluate:evaluate_run", "report": "eval.report:report"}
 CLASSIFICATION = {"eval": "eval.classification:evaluate_run"}
 """The stages that `task: classification` has of its own."""
+
+COMMANDS = {
+    "before training": {
+        "recipes": "list the shipped recipes with what they take",
+        "templates": "list the dataset templates with an example each",
+        "fit": "what a recipe takes on a GPU and on the disk, before a weight is downloaded",
+        "check": "read every row, and show what training would see",
+    },
+    "a run": {
+        "train": "train the recipe into its run folder",
+        "eval": "let base and tuned model write on the held-out rows, and score them",
+        "report": "write report.html, and print the same table",
+    },
+    "its result": {
+        "generate": "what the tuned model writes after a prompt",
+        "serve": "answer requests as OpenAI's API does",
+        "merge": "write the trained model as one ordinary folder, and prove it equal",
+        "export": "write the trained model as other programs read it",
+    },
+    "for scripts and editors": {
+        "bases": "list the recipes to train for this one, it last, with their settings",
+        "schema": "print the JSON Schema of recipes",
+        "add-facts": "keep a model's config, so that `fit` knows it without the hub",
+    },
+}
+"""Commands in the order in which a person uses them."""
+ABOUT = {name: text for group in COMMANDS.values() for name, text in group.items()}
 
 DECODING = {
     "temperature": (float, "draw tokens, the less likely ones more often above 1; 0 is --greedy"),
@@ -74,27 +98,53 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    groups = [
+        f"{group}:\n" + "".join(f"  {n:<10} {text}\n" for n, text in some.items()) for group, some in COMMANDS.items()
+    ]
     parser = argparse.ArgumentParser(
         prog="sft",
-        description="Fine-tune a causal language model by a recipe.",
-        epilog="Overrides: key=value with dotted keys, e.g. trainer.max_steps=10",
+        usage="sft COMMAND ...",
+        description="Fine-tune a causal language model by a recipe.\n\n" + "\n".join(groups),
+        epilog="`sft COMMAND --help` lists its options. Behind a recipe, key=value replaces a setting of it:\n"
+        "sft train recipes/quickstart.yaml trainer.max_steps=10",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for name, (target, text) in STAGES.items():
-        command = _with_recipe(commands.add_parser(name, help=text, description=text))
-        command.set_defaults(run=_run_stage, stage=name, target=target)
-    check = _with_recipe(commands.add_parser("check", help="read every row and tell what training would see"))
+    commands = parser.add_subparsers(prog="sft", metavar="COMMAND", required=True, help=argparse.SUPPRESS)
+    for name, target in STAGES.items():
+        _with_recipe(_command(commands, name)).set_defaults(run=_run_stage, stage=name, target=target)
+    check = _with_recipe(_command(commands, "check"))
     check.add_argument("--show", type=int, default=0, metavar="N", help="print N rows token by token with their mask")
     check.add_argument("--json", action="store_true", help="print it for machines")
     check.set_defaults(run=_check)
-    fit = _with_recipe(commands.add_parser("fit", help="tell what a recipe takes on a GPU and on the disk"))
+    fit = _with_recipe(_command(commands, "fit"))
     fit.add_argument("--gpu", action="append", default=[], metavar="SIZE", help="memory of a card, 24GiB unless given")
     fit.add_argument("--solve", choices=["max_length", "batch"], help="find the longest context or the largest batch")
-    fit.add_argument("--measure", action="store_true", help="train two steps on the GPU here and tell the error")
+    fit.add_argument("--measure", action="store_true", help="train two steps on the GPU here, and compare")
     fit.add_argument("--json", action="store_true", help="print it for machines")
     fit.set_defaults(run=_fit)
     _add_generate(commands)
-    merge = commands.add_parser("merge", help="write the trained model as one ordinary folder, and prove it equal")
+    _add_merge(commands)
+    _add_serve(commands)
+    _add_export(commands)
+    _with_recipe(_command(commands, "bases")).set_defaults(run=_bases)
+    for name, run in (("schema", _schema), ("recipes", _recipes), ("templates", _templates)):
+        _command(commands, name).set_defaults(run=run)
+    add = _command(commands, "add-facts")
+    add.add_argument("model", metavar="ORG/NAME", help="the model's id on the hub")
+    add.add_argument("folder", metavar="FOLDER", nargs="?", help="a folder with its config.json, in place of the hub")
+    add.set_defaults(run=_add_facts, overrides=[])
+    return parser
+
+
+def _command(commands: Any, name: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, description=f"{ABOUT[name][0].upper() + ABOUT[name][1:]}."
+    )
+    return parser
+
+
+def _add_merge(commands: Any) -> None:
+    merge = _command(commands, "merge")
     merge.add_argument("recipes", metavar="RECIPE", nargs="+", help="a recipe or run, or several; and KEY=VALUE")
     merge.add_argument("--route", choices=["dequantized", "original"], default="dequantized",
                        help="what a quantised run's adapter is added to")  # fmt: skip
@@ -108,23 +158,10 @@ def _parser() -> argparse.ArgumentParser:
                        help="how peft sums several adapters; cat, which is exact, unless given")  # fmt: skip
     merge.add_argument("--density", type=_share, metavar="SHARE", help="what ties and dare_ties keep")
     merge.set_defaults(run=_merge, overrides=[])
-    _add_serve(commands)
-    _add_export(commands)
-    bases = _with_recipe(
-        commands.add_parser("bases", help="list the recipes to train for this one, it last, with their settings")
-    )
-    bases.set_defaults(run=_bases)
-    schema = commands.add_parser("schema", help="print the JSON Schema of recipes")
-    schema.set_defaults(run=_schema)
-    recipes = commands.add_parser("recipes", help="list the shipped recipes with what they take")
-    recipes.set_defaults(run=_recipes)
-    templates = commands.add_parser("templates", help="list the dataset templates with their examples")
-    templates.set_defaults(run=_templates)
-    return parser
 
 
 def _add_generate(commands: Any) -> None:
-    generate = _with_recipe(commands.add_parser("generate", help="write what the tuned model says to a prompt"))
+    generate = _with_recipe(_command(commands, "generate"))
     asked = generate.add_mutually_exclusive_group()
     asked.add_argument("--prompt", help="the template's first field; without it, a line of standard input each")
     asked.add_argument("--row", help="all of the template's fields, as JSON")
@@ -143,18 +180,35 @@ def _add_generate(commands: Any) -> None:
 
 
 def _add_export(commands: Any) -> None:
-    export = _with_recipe(commands.add_parser("export", help="write the trained model as other programs read it"))
-    export.add_argument("--to", required=True, type=_words, metavar="TARGET,TARGET",
-                        help="safetensors, gguf, onnx, ollama, adapter")  # fmt: skip
-    export.add_argument("--gguf", type=_words, default=("f16", "q8_0"), metavar="TYPE,TYPE",
-                        help="weights of GGUF files, such as f32, bf16, q4_k_m; lora: the adapter alone")  # fmt: skip
-    export.add_argument("--llama-cpp", metavar="FOLDER", help="a checkout of llama.cpp, for its converter")
-    export.add_argument("--push", metavar="REPO", help="send the adapter's folder to this repository on the hub")
+    export = _with_recipe(_command(commands, "export"))
+    targets = ", ".join(sorted(file.stem for file in (Path(__file__).parent / "export").glob("[!_]*.py")))
+    export.add_argument("--to", required=True, type=_names, metavar="TARGET,TARGET",
+                        help=f"{targets}; or your own, a .py file")  # fmt: skip
+    export.add_argument("--option", action="append", default=[], type=_pair, metavar="NAME=VALUE",
+                        help="what a target may be told")  # fmt: skip
+    for name, metavar, text in (
+        ("gguf", "TYPE,TYPE", "weights of GGUF files, such as f32, bf16, q4_k_m; lora: the adapter alone"),
+        ("llama-cpp", "FOLDER", "a checkout of llama.cpp, for its converter"),
+        ("push", "REPO", "send the adapter's folder to this repository on the hub"),
+    ):
+        export.add_argument(f"--{name}", dest="option", action="append", metavar=metavar, help=text,
+                            type=partial(_named, name))  # fmt: skip
     export.set_defaults(run=_export)
 
 
+def _named(name: str, value: str) -> tuple[str, str]:
+    return name, value
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise argparse.ArgumentTypeError(f"{text!r}: write NAME=VALUE")
+    return name, value
+
+
 def _add_serve(commands: Any) -> None:
-    serve = _with_recipe(commands.add_parser("serve", help="answer requests as OpenAI's API does"))
+    serve = _with_recipe(_command(commands, "serve"))
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on, 127.0.0.1 unless given")
     serve.add_argument("--port", type=_port, default=8000, metavar="N", help="8000 unless given; 0 is any free one")
     serve.add_argument("--api-key", help="what clients must show; SFT_API_KEY in the environment does the same")
@@ -205,8 +259,8 @@ def _port(text: str) -> int:
     return int(text)
 
 
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(word.strip().lower() for word in text.split(",") if word.strip())
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
 def _with_recipe(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -266,21 +320,21 @@ def _generate(options: argparse.Namespace) -> None:
     by_hand = options.prompt is options.row is options.file is None and sys.stdin.isatty()
     options.overrides += _decoding(options)
     questions = _questions(options)
-    opened = _opened(options, options.base)
+    answerer = _answerer(options, options.base)
     if by_hand:
         from sft.write.ask import from_terminal
 
-        questions = from_terminal(opened.template)
+        questions = from_terminal(answerer.opened.template)
     if options.next:
         from sft.write.next import explore
 
-        explore(opened, questions, options.next, sys.stdin.isatty() and sys.stdout.isatty())
+        explore(answerer, questions, options.next, sys.stdin.isatty() and sys.stdout.isatty())
         return
     from sft.write.ask import ask
 
     several = options.samples > 1 or options.steps > 1
     begins = True
-    for piece in ask(opened, questions, options.samples, options.steps):
+    for piece in ask(answerer, questions, options.samples, options.steps):
         if several and begins:
             print(f"--- step {piece.step}, sample {piece.sample}")
         print(piece.text, end="\n" if piece.end else "", flush=True)
@@ -319,7 +373,7 @@ def _lines(file: str | None) -> Any:
         raise UserError(f"{file or 'standard input'}: not UTF-8; save it as UTF-8") from None
 
 
-def _opened(options: argparse.Namespace, base: bool = False) -> Any:
+def _answerer(options: argparse.Namespace, base: bool = False) -> Any:
     """The model of a run, or of a folder outside its run, such as `sft merge` writes."""
     folder = Path(options.recipe)
     if (folder / "config.json").is_file():
@@ -344,7 +398,7 @@ def _serve(options: argparse.Namespace) -> None:
         serve_with_vllm(Path(options.recipe), options.host, options.port, key)
     else:
         limits = {"max_tokens": options.max_tokens, "max_requests": options.max_requests}
-        serve(lambda: _opened(options), options.host, options.port, key, **limits)
+        serve(lambda: _answerer(options), options.host, options.port, key, **limits)
 
 
 def _merge(options: argparse.Namespace) -> int:
@@ -379,10 +433,9 @@ def _merge(options: argparse.Namespace) -> int:
 
 def _export(options: argparse.Namespace) -> int:
     recipe = _load(options)
-    from sft.export import Options, export
+    from sft.export import export
 
-    llama_cpp = Path(options.llama_cpp) if options.llama_cpp else None
-    problems = export(recipe, options.to, Options(options.gguf, llama_cpp, options.push))
+    problems = export(recipe, options.to, dict(options.option))
     for problem in problems:
         print(f"sft: past the tolerance: {problem}", file=sys.stderr)
     return 1 if problems else 0
@@ -412,6 +465,12 @@ def _schema(options: argparse.Namespace) -> None:
     from sft.recipe.json_schema import schema
 
     print(json.dumps(schema(), indent=2, ensure_ascii=False))
+
+
+def _add_facts(options: argparse.Namespace) -> None:
+    from sft.memory.facts import add
+
+    print(add(options.model, options.folder))
 
 
 def _templates(options: argparse.Namespace) -> None:

@@ -12,6 +12,7 @@ from sft import UserError
 from sft.files import altered, damage, read_json, write_json, write_text
 from sft.recipe import Recipe, dump
 from sft.recipe.fields import shown
+from sft.recipe.schema import VocabularyFile
 from sft.rows.watch import unchanged
 from sft.show import say
 from sft.tokens.opened import Opened
@@ -20,7 +21,7 @@ OWN = {"trainer", "lora", "quantization", "task"}
 """The settings of a recipe that decide what is trained, beside the rows and the base."""
 IDLE = {"report_to", "run_name", "disable_tqdm", "log_level", "logging_first_step", "logging_steps", "logging_strategy",
         "dataloader_num_workers", "dataloader_pin_memory", "dataloader_prefetch_factor"}  # fmt: skip
-"""Those of `trainer:` that do not."""
+"""Those of `trainer:` that do not; nor does `max_length`, but for the rows and for packing."""
 KEPT_BYTES = 2**16
 """Text files of a template up to this size are kept in the run, to show what became of them."""
 
@@ -82,7 +83,8 @@ def _other_run(recipe: Recipe, different: list[str], again: str) -> UserError:
 
 def _own(recipe: Recipe) -> dict[str, Any]:
     """What a run is, beside its rows: the settings of training, and the base."""
-    settings = recipe.model_dump(mode="json", include=OWN, exclude={"trainer": IDLE})
+    idle = IDLE if recipe.trainer.get("packing") else IDLE | {"max_length"}
+    settings = recipe.model_dump(mode="json", include=OWN, exclude={"trainer": idle})
     base = _base_folder(recipe)
     if base is None:
         settings["model"] = recipe.model
@@ -117,7 +119,8 @@ def _causes(before: Mapping[str, Any], opened: Opened) -> Iterator[str]:
         if old.get(name) != new.get(name):
             yield _line(opened, name) or f"the template reads {_changed(name, old, new)}"
     if before["tokenizer"] != now["tokenizer"]:
-        yield "the tokenizer is another one"
+        given = opened.recipe.tokenizer
+        yield f"{given.vocab} is another vocabulary" if isinstance(given, VocabularyFile) else "another tokenizer"
     if before["prompt_date"] != now["prompt_date"]:
         yield f"`prompt_date` was {before['prompt_date']}, now {now['prompt_date']}"
     elif before["chat_template"] != now["chat_template"]:

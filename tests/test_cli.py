@@ -218,7 +218,7 @@ def test_output_that_holds_another_run_is_left_as_it_is(
     (tmp_path / "rows.jsonl").write_text((tmp_path / "rows.jsonl").read_text("utf-8").replace("kept", "hid"), "utf-8")
     edited = train(tmp_path, "trainer.max_steps=1")
     assert edited.returncode == 2
-    assert "holds another run (from other rows or another template" in edited.stderr
+    assert "holds another run (`data.train`: rows.jsonl was " in edited.stderr
     assert contents(tmp_path / "runs" / "run") == before
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from sft import UserError
 from sft.cli import main
-from sft.export import TARGETS, Options, Source, export
+from sft.export import Source, export, target_names
 from sft.files import read_json
 from sft.model import parity
 from sft.recipe import Recipe, load
@@ -123,8 +123,8 @@ def test_a_graph_of_another_model_is_past_the_tolerance(llama: Recipe) -> None:
     from sft.export.onnx import Session
 
     export(llama, ["onnx"])
-    source = Source(llama, llama.folder / "merged")
-    model = source.artifact.model
+    source = Source(Opened(llama), llama.folder / "merged")
+    model = source.model
     model.get_input_embeddings().weight.data[5:] *= 1.01
     graph = Session(llama.folder / "export" / "onnx" / "model.onnx")
     found = parity.measure(source.rows, parity.of_model(model), graph.logits)
@@ -144,7 +144,7 @@ CASES = [
 @pytest.mark.parametrize(("kind", "tokenizer"), [*CASES, *OWN_BPE, ("mistral", "metaspace_like")])
 def test_llama_cpp_gives_the_ids_and_the_logits(kind: str, tokenizer: str, trained: Callable[..., Recipe]) -> None:
     recipe = trained(kind, tokenizer)
-    assert export(recipe, ["gguf"], Options(gguf=("f32",))) == []
+    assert export(recipe, ["gguf"], {"gguf": "f32"}) == []
     found = report(recipe, "gguf")["f32"]
     assert found["largest_logit_difference"] < 0.01
     assert found["tokens"]["different_prompts"] == 0
@@ -155,7 +155,7 @@ def test_llama_cpp_gives_the_ids_and_the_logits(kind: str, tokenizer: str, train
 
 @pytest.mark.llama_cpp
 def test_gguf_is_quantised_and_says_what_that_costs(llama: Recipe) -> None:
-    assert export(llama, ["gguf"], Options(gguf=("f16", "bf16", "q8_0", "q4_k_m"))) == []
+    assert export(llama, ["gguf"], {"gguf": "f16,bf16,q8_0,q4_k_m"}) == []
     found = report(llama, "gguf")
     assert found["f16"]["mean_kl"] < found["q8_0"]["mean_kl"] < found["q4_k_m"]["mean_kl"]
     assert found["q4_k_m"]["bytes"] < found["f16"]["bytes"]
@@ -171,7 +171,7 @@ def test_the_adapter_alone_runs_in_llama_cpp(
     kind: str, tokenizer: str, lora: dict[str, Any], trained: Callable[..., Recipe]
 ) -> None:
     recipe = trained(kind, tokenizer, lora=lora)
-    assert export(recipe, ["gguf"], Options(gguf=("lora",))) == []
+    assert export(recipe, ["gguf"], {"gguf": "lora"}) == []
     assert report(recipe, "gguf")["lora"]["largest_logit_difference"] < 0.01
 
 
@@ -215,7 +215,7 @@ def test_a_go_template_leaves_the_texts_of_others_as_they_are(trained: Callable[
     go = template(source.opened.codec, AutoTokenizer.from_pretrained(source.merged))
     assert '"""' not in go
     assert "{{ not" not in go
-    prompts = source.tokens.test["prompt"]
+    prompts = source.opened.tokens.test["prompt"]
     openings = [prompt.rpartition("Opening: ")[2].removesuffix("\nStory:") for prompt in prompts]
     assert [rendered(go, opening) for opening in openings] == list(prompts)
 
@@ -271,10 +271,10 @@ def test_a_run_of_all_weights_has_no_adapter_to_export(trained: Callable[..., Re
 
 def test_a_push_without_a_hub_is_one_message(trained: Callable[..., Recipe]) -> None:
     recipe = trained("gpt2", "gpt2_like")
-    with pytest.raises(UserError, match="add --to adapter"):
-        export(recipe, ["safetensors"], Options(push="me/it"))
+    with pytest.raises(UserError, match="it goes with --to adapter"):
+        export(recipe, ["safetensors"], {"push": "me/it"})
     with pytest.raises(UserError, match="me/it: the hub did not take"):
-        export(recipe, ["adapter"], Options(push="me/it"))
+        export(recipe, ["adapter"], {"push": "me/it"})
 
 
 def test_safetensors_are_written_once_and_read_by_transformers_alone(trained: Callable[..., Recipe]) -> None:
@@ -289,11 +289,11 @@ def test_safetensors_are_written_once_and_read_by_transformers_alone(trained: Ca
     model: Any = AutoModelForCausalLM.from_pretrained(folder)
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     source = Source(Opened(recipe), recipe.folder / "merged")
-    prompt = source.tokens.test[0]["prompt"]
+    prompt = source.opened.tokens.test[0]["prompt"]
     turns = [{"role": "user", "content": prompt.removesuffix("\n")}]
     ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
-    assert ids == source.codec.prompts([prompt])[0]
-    assert model.generation_config.eos_token_id == source.codec.end[-1]
+    assert ids == source.opened.codec.prompts([prompt])[0]
+    assert model.generation_config.eos_token_id == source.opened.codec.end[-1]
 
 
 def test_a_truncated_source_and_a_folder_of_somebody_else_are_refused(trained: Callable[..., Recipe]) -> None:
@@ -316,7 +316,7 @@ def test_unknown_targets_types_and_missing_packages_name_what_to_write(
     trained: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = trained("gpt2", "gpt2_like")
-    with pytest.raises(UserError, match="unknown target `ggml`; there are safetensors, gguf, onnx, ollama, adapter"):
+    with pytest.raises(UserError, match="unknown target `ggml`; there are adapter, gguf, ollama, onnx, safetensors;"):
         export(recipe, ["ggml"])
     with pytest.raises(UserError, match="names no target"):
         export(recipe, [])
@@ -341,11 +341,11 @@ def test_unknown_weights_and_a_converter_that_is_not_there_are_told_first(
 ) -> None:
     recipe = trained("gpt2", "gpt2_like")
     with pytest.raises(UserError, match=r"unknown type `q5_z`.*q4_k_m"):
-        export(recipe, ["gguf"], Options(gguf=("q5_z",)))
+        export(recipe, ["gguf"], {"gguf": "q5_z"})
     with pytest.raises(UserError, match="--gguf names no type"):
-        export(recipe, ["gguf"], Options(gguf=()))
+        export(recipe, ["gguf"], {"gguf": ""})
     with pytest.raises(UserError, match=r"has no convert_hf_to_gguf\.py"):
-        export(recipe, ["gguf"], Options(llama_cpp=tmp_path))
+        export(recipe, ["gguf"], {"llama-cpp": str(tmp_path)})
 
 
 def test_the_command_line_exports_and_says_what_is_wrong(
@@ -359,4 +359,4 @@ def test_the_command_line_exports_and_says_what_is_wrong(
 
 def test_every_target_is_a_file_of_the_package() -> None:
     folder = Path(__file__).parents[1] / "sft" / "export"
-    assert set(TARGETS) == {path.stem for path in folder.glob("*.py")} - {"__init__", "to_gguf"}
+    assert target_names() == sorted({path.stem for path in folder.glob("*.py")} - {"__init__", "_to_gguf"})

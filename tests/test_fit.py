@@ -285,7 +285,7 @@ def test_every_recipe_says_in_its_header_what_fit_says() -> None:
 
 
 def test_listing_recipes_imports_no_torch() -> None:
-    code = "import sys; from sft.fit import listing; listing(); assert 'torch' not in sys.modules"
+    code = "import sys; from sft.memory.fit import listing; listing(); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
     assert "story_mistral_7b_qlora" in listing()
 

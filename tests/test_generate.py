@@ -127,26 +127,28 @@ def test_scores_are_those_of_generate(tuned: Recipe, settings: dict[str, Any]) -
 
 
 def test_stop_texts_end_the_text_and_are_never_shown(tuned: Recipe) -> None:
-    opened = open_run(tuned)
+    answerer = open_run(tuned)
+    opened = answerer.opened
     ids = opened.codec.prompts(["Mira went to the well and found a map."])[0]
     config = decoding(tuned, opened.codec)
-    whole = "".join(stream(opened.model, Text(opened.codec, ids, config, 0)))
+    whole = "".join(stream(answerer.model, Text(opened.codec, ids, config, 0)))
     stop = whole[10:14]
     text = Text(opened.codec, ids, config, 0, ["never there", stop])
-    pieces = list(stream(opened.model, text))
+    pieces = list(stream(answerer.model, text))
     assert "".join(pieces) == whole[: whole.index(stop)] == text.text
     assert text.end == "stop"
     unseen = Text(opened.codec, ids, config, 0, [whole[-3:] + "?"])
-    assert "".join(stream(opened.model, unseen)) == whole, "what was held back in vain is given at the end"
+    assert "".join(stream(answerer.model, unseen)) == whole, "what was held back in vain is given at the end"
 
 
 def test_pieces_join_to_what_evaluation_writes(tuned: Recipe) -> None:
-    opened = open_run(tuned)
+    answerer = open_run(tuned)
+    opened = answerer.opened
     questions = ["Mira went to the well and found a map.", "小明 went home.", "Tom"]
     prompts = opened.codec.prompts([f"{question}\n" for question in questions])
-    written = write(opened.model, opened.codec, prompts, decoding(tuned, opened.codec), 4096)
+    written = write(answerer.model, opened.codec, prompts, decoding(tuned, opened.codec), 4096)
     for question, (text, ended) in zip(questions, written, strict=True):
-        pieces = list(ask(opened, [question]))
+        pieces = list(ask(answerer, [question]))
         assert "".join(piece.text for piece in pieces) == text
         assert pieces[-1].end == ("stop" if ended else "length")
         assert len(pieces) > 2
@@ -285,9 +287,10 @@ def test_next_shows_the_probabilities_of_the_model(tuned: Recipe, capsys: pytest
     assert main(["generate", str(tuned.folder), "--prompt", "Mira went home.", "--next", "3"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3
-    opened = open_run(tuned)
+    answerer = open_run(tuned)
+    opened = answerer.opened
     with torch.no_grad():
-        logits = opened.model(torch.tensor(opened.codec.prompts(["Mira went home.\n"]))).logits[0, -1]
+        logits = answerer.model(torch.tensor(opened.codec.prompts(["Mira went home.\n"]))).logits[0, -1]
     share, token = logits.softmax(-1).max(-1)
     assert lines[0].split()[:1] == ["1"]
     assert readable(opened.codec, int(token)) in lines[0]
@@ -299,10 +302,11 @@ def test_next_shows_the_probabilities_of_the_model(tuned: Recipe, capsys: pytest
 def test_next_goes_on_by_hand(
     tuned: Recipe, types: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    opened = open_run(tuned)
+    answerer = open_run(tuned)
+    opened = answerer.opened
     end = readable(opened.codec, opened.codec.end[-1])
     types("小明", "", " and")
-    explore(opened, ["Mira went home."], 600, by_hand=True)
+    explore(answerer, ["Mira went home."], 600, by_hand=True)
     out = capsys.readouterr().out
     assert len(re.findall("^  1  ", out, re.M)) == 4, "a table at first, and after each line"
     shown = [line for line in out.splitlines() if line.startswith("小明")]
@@ -312,12 +316,12 @@ def test_next_goes_on_by_hand(
     assert shown[2] == f"{shown[1]} and"
     place = next(f"#{line.split()[0]}" for line in out.splitlines() if end in line)
     types(place, "never read")
-    explore(opened, ["Mira went home."], 600, by_hand=True)
+    explore(answerer, ["Mira went home."], 600, by_hand=True)
     assert len(re.findall("^  1  ", capsys.readouterr().out, re.M)) == 1, "after the end token there is no next one"
 
 
 def test_tokens_are_shown_readably(tuned: Recipe, sentencepiece_like: Path) -> None:
-    codec = open_run(tuned).codec
+    codec = open_run(tuned).opened.codec
     assert readable(codec, codec.outputs(["\n"])[0][0]) == '"\\n"'
     assert readable(codec, codec.end[-1]) == "<|endoftext|> (end)"
     assert "\ufffd" not in readable(codec, codec.outputs(["座"])[0][0])

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from eval.score import score
 from sft import UserError
 from sft.cli import main
 from sft.files import checksums, read_json, sizes, write_json
@@ -167,7 +168,7 @@ def test_the_original_route_is_not_the_trained_model_and_says_so(
 
 def test_scores_of_both_are_compared_row_by_row(runs: Path, tmp_path: Path) -> None:
     recipe = load(runs / "lora" / "recipe.yaml", ["generation.max_new_tokens=4", "eval.rows=2"])
-    scores = parity_of(merge(recipe, Options(score=True), tmp_path / "m"))["scores"]
+    scores = parity_of(merge(recipe, Options(score=True), tmp_path / "m", score))["scores"]
     assert scores["generated"] == 2
     for metric in ("loss", "rougeL", "chrf"):
         assert abs(scores["metrics"][metric]["difference"]["value"]) < 1e-4

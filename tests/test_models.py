@@ -35,7 +35,7 @@ UNPACKED = {"falcon", "openai-gpt"}
 
 def architecture(recipe: Recipe) -> str:
     fact = facts.known(str(recipe.model))
-    assert fact is not None, f"{recipe.model} has no file in sft/models"
+    assert fact is not None, f"{recipe.model} has no file in sft/memory/models: sft add-facts"
     return str(fact["config"]["model_type"])
 
 

@@ -27,7 +27,7 @@ from sft.serve import _listen
 from sft.serve.prompts import Limits
 from sft.serve.routes import BODY, application
 from sft.serve.writer import Writer
-from sft.write.ask import Opened, ask, open_run
+from sft.write.ask import Answerer, ask, open_run
 
 QUESTIONS = [row["prompt"] for row in ROWS]
 JSON = {"Content-Type": "application/json"}
@@ -65,7 +65,7 @@ class Served:
     url: str
     writer: Writer
     gate: Gate
-    opened: Opened
+    answerer: Answerer
 
     def client(self) -> openai.OpenAI:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=60)
@@ -76,16 +76,16 @@ class Served:
 
 @contextmanager
 def serving(recipe: Recipe, key: str | None = None, max_requests: int = 40) -> Iterator[Served]:
-    opened, gate = open_run(recipe), Gate()
-    opened.model.get_base_model().register_forward_pre_hook(gate, with_kwargs=True)
-    writer = Writer(opened.model, recipe.eval.batch_tokens, max_requests)
-    app = application(opened, writer, Limits(max_tokens=200, max_requests=max_requests), key)
+    answerer, gate = open_run(recipe), Gate()
+    answerer.model.get_base_model().register_forward_pre_hook(gate, with_kwargs=True)
+    writer = Writer(answerer.model, recipe.eval.batch_tokens, max_requests)
+    app = application(answerer.opened, writer, Limits(max_tokens=200, max_requests=max_requests), key)
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
     listening = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=server.run, args=([listening],))
     thread.start()
     try:
-        yield Served(f"http://127.0.0.1:{listening.getsockname()[1]}", writer, gate, opened)
+        yield Served(f"http://127.0.0.1:{listening.getsockname()[1]}", writer, gate, answerer)
     finally:
         gate.open()
         server.should_exit = True
@@ -104,7 +104,7 @@ def expected(served: Served) -> dict[str, str]:
     """What `sft generate` writes."""
     answers: dict[str, str] = {}
     for question in QUESTIONS:
-        answers[question] = "".join(piece.text for piece in ask(served.opened, [question]))
+        answers[question] = "".join(piece.text for piece in ask(served.answerer, [question]))
     assert len(set(answers.values())) > 3
     return answers
 
@@ -130,7 +130,7 @@ def test_all_ways_to_ask_give_what_generate_writes(served: Served, expected: dic
     client, question = served.client(), QUESTIONS[3]
     whole = chat(served, question)
     assert whole.choices[0].message.content == expected[question]
-    assert whole.usage.prompt_tokens == len(served.opened.codec.prompts([f"{question}\n"])[0])
+    assert whole.usage.prompt_tokens == len(served.answerer.opened.codec.prompts([f"{question}\n"])[0])
     assert streamed(served, question) == expected[question]
     for asked in ({"prompt": f"{question}\n"}, {"prompt": None, "extra_body": {"row": {"prompt": question}}}):
         completion = client.completions.create(model="run", **asked)  # type: ignore[call-overload]
@@ -231,7 +231,7 @@ def test_more_than_there_is_room_for_are_turned_away_and_the_rest_wait(tuned: Re
             served.gate.open()
             texts = [answer.result() for answer in answers]
         for question, text in zip(QUESTIONS, texts, strict=False):
-            assert text == "".join(piece.text for piece in ask(served.opened, [question]))
+            assert text == "".join(piece.text for piece in ask(served.answerer, [question]))
         with pytest.raises(openai.BadRequestError, match="writes 4 answers at once"):
             chat(served, QUESTIONS[0], n=5, temperature=1.0)
 
@@ -310,7 +310,7 @@ def test_conversations_are_read_as_in_training(served: Served) -> None:
         messages = [{"role": role, "content": content} for role, content in turns]
         return served.client().chat.completions.create(model="run", messages=messages, max_tokens=5)  # type: ignore[call-overload]
 
-    codec = served.opened.codec
+    codec = served.answerer.opened.codec
     answer = create(("user", "Mira."), ("assistant", "Yes."), ("user", "Tom."))
     first, second = codec.prompts(["Mira.\n", "Tom.\n"])
     count = len(first) + len(codec.outputs(["Yes."])[0]) + len(codec.end) + len(second) - len(codec.start)
@@ -339,7 +339,7 @@ def test_a_chat_model_gets_all_turns_through_its_template(
         changes = {"data": {"columns": {}}, "model": str(tmp_path / "model"), "template": template}
         recipe = load(write_recipe(folder, rows, trainer={"max_steps": 1}, check={"max_damaged": 1.0}, **changes))
         train(recipe)
-        opened = open_run(recipe)
+        opened = open_run(recipe).opened
         text, *_ = texts_of(opened, Limits(200, 4), Chat.model_validate({"messages": turns}))
         shown = opened.codec.tokenizer.decode(text.prompt)
         assert (
@@ -361,7 +361,7 @@ def test_an_answer_that_fails_is_told_and_the_next_one_is_written(served: Served
     def fail(*_: Any) -> None:
         raise MemoryError("no room")
 
-    hook = served.opened.model.get_base_model().register_forward_pre_hook(fail)
+    hook = served.answerer.model.get_base_model().register_forward_pre_hook(fail)
     try:
         with pytest.raises(openai.InternalServerError, match="could not be written"):
             chat(served, QUESTIONS[0])

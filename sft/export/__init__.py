@@ -3,8 +3,9 @@
 import hashlib
 import importlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from sft import UserError
 from sft.files import read_json, whole_folder, write_json
+from sft.merge import merge
 from sft.model import parity
 from sft.model.artifact import load_artifact, open_artifact, seal, sealed
 from sft.recipe import Recipe
+from sft.rows.read import load_python
 from sft.run import check_files, check_language_model, check_owner
 from sft.show import say
 from sft.tokens.opened import Opened
@@ -22,23 +25,32 @@ from sft.tokens.opened import Opened
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-TARGETS = ("safetensors", "gguf", "onnx", "ollama", "adapter")
-"""Each a file of this folder with `NEEDS`, packages it imports -> the extra that brings them; and
-`write(source, folder) -> parity`, which writes the target into a folder and reads it back."""
+Options = Mapping[str, str]
+"""What targets are told beside the run, each name declared by one of them."""
 
 
 @dataclass(frozen=True)
-class Options:
-    """What a target may be told besides the run."""
+class Target:
+    """A file of this folder, or one of the user's, that exports.
 
-    gguf: tuple[str, ...] = ("f16", "q8_0")
-    """Types of the weights of GGUF files, the first of them for ollama too; `lora` is the adapter alone."""
+    It has `NEEDS`, the packages it imports -> the extra of this project that brings them, and
+    `write(source, folder)`, which writes into a folder, reads that back, and returns what it compared: JSON with
+    `problems`, a list of sentences, and `table`, a text. It may have more, as follows.
+    """
 
-    llama_cpp: Path | None = None
-    """A checkout of llama.cpp, for its converter. Without it, that of llama-cpp-python's source is fetched once."""
-
-    push: str | None = None
-    """Repository on the hub to send the `adapter` folder to."""
+    name: str
+    write: Callable[["Source", Path], dict[str, Any]]
+    needs: Mapping[str, str]
+    options: Mapping[str, str]
+    """`OPTIONS`: the names of what it may be told -> a sentence on each."""
+    merged: bool
+    """`MERGED`: whether it is made from the merged model; it is unless this says False."""
+    reads: Sequence[str]
+    """`READS`: files of the run's folder that it reads beside the model."""
+    check: Callable[[Options], None]
+    """`check(options)`: raises UserError for options that cannot be, before anything is written."""
+    finish: Callable[[Path, Options], None]
+    """`finish(folder, options)`: what is done with the folder each time, such as sending it."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +63,7 @@ class Source:
     merged: Path
     """The folder that `sft merge` wrote; that of the adapter, where no target needs a merged model."""
 
-    options: Options = field(default_factory=Options)
+    options: Options = field(default_factory=dict)
 
     @property
     def recipe(self) -> Recipe:
@@ -69,60 +81,89 @@ class Source:
         return model.float().cpu()
 
 
-def export(recipe: Recipe, targets: Sequence[str], options: Options = Options()) -> list[str]:
+def target_names() -> list[str]:
+    """The targets that come with the project."""
+    return sorted(file.stem for file in Path(__file__).parent.glob("[!_]*.py"))
+
+
+def export(recipe: Recipe, targets: Sequence[str], options: Options | None = None) -> list[str]:
     """Write `runs/NAME/export/TARGET` for each target, and return what of them is past its tolerance.
 
-    A folder that is there already for the same model and options is kept. Raises UserError for an unknown target, for
-    packages that are missing, and for what the target's program cannot run.
+    A target is a name, or the path of a `.py` file of the user's. A folder that is there already for the same model and
+    options is kept. Raises UserError for an unknown target, for packages that are missing, and for what the target's
+    program cannot run.
     """
-    modules = _modules(targets, options)
+    options = options or {}
+    found = _targets(targets, options)
     check_language_model(recipe)
     check_files(recipe)
     opened = Opened(recipe)
     check_owner(opened)
-    source = Source(opened, _merged(recipe, targets), options)
-    problems = [f"{source.merged}: {problem}" for problem in _problems(source.merged)]
-    for target, module in modules.items():
-        folder = recipe.folder / "export" / target
+    merged = merge(recipe) if any(target.merged for target in found) else recipe.trained
+    source = Source(opened, merged, options)
+    problems = [f"{merged}: {problem}" for problem in _problems(merged)]
+    for target in found:
+        folder = recipe.folder / "export" / target.name
         made_of = _made_of(source, target)
         if sealed(folder, made_of):
             say(f"{folder}: up to date")
         else:
             with whole_folder(folder) as part:
-                write_json(part / "parity.json", module.write(source, part))
+                write_json(part / "parity.json", target.write(source, part))
                 seal(part, made_of)
             say(f"{folder}: written")
         print(read_json(folder / "parity.json")["table"])
         problems += [f"{folder}: {problem}" for problem in _problems(folder)]
-    if options.push:
-        modules["adapter"].push(recipe.folder / "export" / "adapter", options.push)
+        target.finish(folder, options)
     return problems
 
 
-def _modules(targets: Sequence[str], options: Options) -> dict[str, Any]:
-    """Target -> its module; what cannot work is told now, before anything is merged."""
-    if unknown := [target for target in targets if target not in TARGETS]:
-        raise UserError(f"unknown target `{unknown[0]}`; there are {', '.join(TARGETS)}")
-    if not targets:
-        raise UserError(f"--to names no target; there are {', '.join(TARGETS)}")
-    if options.push and "adapter" not in targets:
-        raise UserError("--push sends the adapter; add --to adapter")
-    modules = {target: importlib.import_module(f"sft.export.{target}") for target in targets}
-    for target, module in modules.items():
-        if missing := [name for name in module.NEEDS if find_spec(name) is None]:
-            raise UserError(
-                f"--to {target} needs {', '.join(missing)}; run: pip install 'sft-recipes[{module.NEEDS[missing[0]]}]'"
-            )
-        for name in module.NEEDS:
+def _targets(names: Sequence[str], options: Options) -> list[Target]:
+    """The targets of these names; what cannot work is reported now, before anything is merged."""
+    if not names:
+        raise UserError(f"--to names no target; there are {', '.join(target_names())}")
+    targets = [_target(name) for name in names]
+    known = {option for target in targets for option in target.options}
+    if unknown := [option for option in options if option not in known]:
+        owner = next(
+            (name for name in target_names() if name not in names and unknown[0] in _target(name).options), None
+        )
+        hint = f"it goes with --to {owner}" if owner else f"known here are {', '.join(sorted(known)) or 'none'}"
+        raise UserError(f"`{unknown[0]}` is not an option of --to {','.join(names)}; {hint}")
+    for target in targets:
+        if missing := [package for package in target.needs if find_spec(package) is None]:
+            extra = target.needs[missing[0]]
+            raise UserError(f"--to {target.name} needs {', '.join(missing)}; run: pip install 'sft-recipes[{extra}]'")
+        for package in target.needs:
             try:
-                importlib.import_module(name)
+                importlib.import_module(package)
             except (ImportError, OSError, RuntimeError) as error:  # a library of the system that it was built with
                 raise UserError(
-                    f"--to {target}: {name} is installed but does not load: {error}; reinstall it"
+                    f"--to {target.name}: {package} is installed but does not load: {error}; reinstall it"
                 ) from error
-        if target in ("gguf", "ollama"):
-            module.check(options)
-    return modules
+        target.check(options)
+    return targets
+
+
+def _target(name: str) -> Target:
+    """The target of this name, from the file that it is."""
+    if name.endswith(".py"):
+        if not Path(name).is_file():
+            raise UserError(f"--to {name}: no such file, from {Path.cwd()}")
+        module = load_python(Path(name))
+    elif name in target_names():
+        module = importlib.import_module(f"sft.export.{name}")
+    else:
+        near = get_close_matches(name, target_names(), n=1)
+        hint = f"did you mean `{near[0]}`" if near else f"there are {', '.join(target_names())}"
+        raise UserError(f"unknown target `{name}`; {hint}; your own is named by its path: --to my_target.py")
+    has = vars(module)
+    if not callable(has.get("write")) or not isinstance(has.get("NEEDS"), dict):
+        raise UserError(f"--to {name}: a target has `NEEDS`, a mapping, and a function `write(source, folder)`")
+    return Target(
+        Path(name).stem, module.write, module.NEEDS, has.get("OPTIONS", {}), has.get("MERGED", True),
+        has.get("READS", ()), has.get("check", lambda options: None), has.get("finish", lambda folder, options: None),
+    )  # fmt: skip
 
 
 def travel(source: Source, folder: Path, *names: str) -> None:
@@ -138,21 +179,15 @@ def travel(source: Source, folder: Path, *names: str) -> None:
             shutil.copyfile(file, folder / file.name)
 
 
-def _merged(recipe: Recipe, targets: Sequence[str]) -> Path:
-    from sft.merge import merge
-
-    return recipe.trained if {*targets} == {"adapter"} else merge(recipe)
-
-
 def _problems(folder: Path) -> list[str]:
     file = folder / "parity.json"
     return list(read_json(file)["problems"]) if file.is_file() else []
 
 
-def _made_of(source: Source, target: str) -> dict[str, Any]:
+def _made_of(source: Source, target: Target) -> dict[str, Any]:
+    """What a target's folder follows from: the run, the merged model, how it is asked, and what the target is told."""
     run = source.recipe.folder
-    files = [run / "train.json", run / "merged" / "files.json"]
-    files += [run / "eval" / "scores.json"] if target == "adapter" else []
+    files = [run / "train.json", run / "merged" / "files.json", *(run / name for name in target.reads)]
     made_of: dict[str, Any] = {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files if f.is_file()}
-    made_of |= {"generation": source.recipe.generation}
-    return made_of | ({"gguf": list(source.options.gguf)} if target in ("gguf", "ollama") else {})
+    made_of["options"] = {name: value for name, value in source.options.items() if name in target.options}
+    return made_of | {"generation": source.recipe.generation}

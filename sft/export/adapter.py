@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sft import UserError
-from sft.export import Source
+from sft.export import Options, Source
 from sft.files import read_json, write_json, write_text
 from sft.model import parity
 from sft.model.artifact import furnish
@@ -16,6 +16,9 @@ from sft.show import say
 from sft.train.summary import summary
 
 NEEDS: dict[str, str] = {}
+MERGED = False
+READS = ("eval/scores.json",)
+OPTIONS = {"push": "repository on the hub to send the folder to"}
 
 TOLERANCE = {"largest_logit_difference": 0.0}
 """The same files on the same base give the same logits."""
@@ -36,10 +39,12 @@ def write(source: Source, folder: Path) -> dict[str, Any]:
     return found | {"table": parity.as_table(found, TOLERANCE)}
 
 
-def push(folder: Path, repository: str) -> None:
-    """Send the folder to a repository on the hub, which is made if there is none."""
+def finish(folder: Path, options: Options) -> None:
+    """Send the folder to a repository on the hub, which is made if there is none, where `push` names one."""
     from huggingface_hub import HfApi
 
+    if not (repository := options.get("push")):
+        return
     hub = HfApi()
     try:
         hub.create_repo(repository, exist_ok=True)

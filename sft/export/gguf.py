@@ -19,13 +19,17 @@ from numpy.typing import NDArray
 
 from sft import UserError
 from sft.export import Options, Source, travel
-from sft.export.to_gguf import UNSUPPORTED, settings
+from sft.export._to_gguf import UNSUPPORTED, settings
 from sft.files import read_json, whole_folder, write_json
 from sft.model import parity
 from sft.show import say, table
 from sft.tokens.codec import Codec
 
 NEEDS = {"llama_cpp": "gguf"}
+OPTIONS = {
+    "gguf": "types of the weights between commas, f16,q8_0 unless given; lora is the adapter alone",
+    "llama-cpp": "a checkout of llama.cpp, for its converter; else that of llama-cpp-python's source is fetched once",
+}
 
 PLAIN = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 """dtype of a merged folder -> type in which the converter writes it as it is. llama.cpp makes all others of that."""
@@ -52,7 +56,7 @@ ODD = (
 
 def write(source: Source, folder: Path) -> dict[str, Any]:
     """Write `NAME-TYPE.gguf` for each type asked for, and compare each; `NAME-lora.gguf` goes with the base's GGUF."""
-    kinds, name = source.options.gguf, source.recipe.folder.name
+    kinds, name = kinds_of(source.options), source.recipe.folder.name
     report: dict[str, Any] = {"problems": unseen(source)}
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         reference = parity.recorded(source.rows, parity.of_model(source.model), Path(scratch) / "reference")
@@ -72,11 +76,16 @@ def write(source: Source, folder: Path) -> dict[str, Any]:
 def check(options: Options) -> None:
     """Raise UserError for a type of weights that there is not, and where there is no converter."""
     types = (*_types(), "lora")
-    if not options.gguf:
+    if not kinds_of(options):
         raise UserError(f"--gguf names no type of weights; there are {', '.join(types)}")
-    if unknown := [kind for kind in options.gguf if kind not in types]:
+    if unknown := [kind for kind in kinds_of(options) if kind not in types]:
         raise UserError(f"unknown type `{unknown[0]}` of GGUF weights; there are {', '.join(types)}")
-    converter(options.llama_cpp)
+    converter(options.get("llama-cpp"))
+
+
+def kinds_of(options: Options) -> tuple[str, ...]:
+    """The types of weights that are asked for."""
+    return tuple(word.strip().lower() for word in options.get("gguf", "f16,q8_0").split(",") if word.strip())
 
 
 def write_model(source: Source, file: Path, kind: str, scratch: Path) -> None:
@@ -94,10 +103,11 @@ def convert(source: Source, model: Path, file: Path, kind: str) -> None:
     """Convert a transformers folder by llama.cpp's converter."""
     codec = source.opened.codec
     job = {
-        "llama_cpp": str(converter(source.options.llama_cpp)), "model": str(model), "out": str(file), "type": kind,
+        "llama_cpp": str(converter(source.options.get("llama-cpp"))),
+        "model": str(model), "out": str(file), "type": kind,
         "name": source.recipe.folder.name, "eos": codec.end[-1], "add_bos": adds_bos(codec), "space": adds_space(codec),
     }  # fmt: skip
-    _run(["-m", "sft.export.to_gguf", json.dumps(job)], source)
+    _run(["-m", "sft.export._to_gguf", json.dumps(job)], source)
 
 
 def adds_bos(codec: Codec) -> bool:
@@ -154,7 +164,7 @@ def write_adapter(source: Source, file: Path, scratch: Path) -> dict[str, Any]:
     write_json(base / "config.json", settings(read_json(base / "config.json")))  # which its script reads by itself
     source.opened.tokenizer.save_pretrained(base)
     convert(source, base, scratch / "base.gguf", "f32")
-    script = converter(source.options.llama_cpp) / "convert_lora_to_gguf.py"
+    script = converter(source.options.get("llama-cpp")) / "convert_lora_to_gguf.py"
     _run([str(script), "--base", str(base), "--outtype", "f32", "--outfile", str(file), str(adapter)], source)
     with Opened(scratch / "base.gguf", _longest(source), file) as opened:
         return parity.measure(source.rows, reference, opened.logits) | {"tokens": opened.same_tokens(source)}
@@ -182,7 +192,7 @@ def _longest(source: Source) -> int:
     return max(len(row["input_ids"]) for row in source.rows)
 
 
-def converter(named: Path | None = None) -> Path:
+def converter(named: str | None = None) -> Path:
     """The folder of llama.cpp that holds its converter: the one named, that of LLAMA_CPP, or the one in the source of
     the installed llama-cpp-python, which pip fetches once into the user's cache."""
     if chosen := named or os.environ.get("LLAMA_CPP"):

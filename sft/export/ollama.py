@@ -13,6 +13,7 @@ from sft.model.load import decoding
 from sft.tokens.codec import ANSWER, Codec
 
 NEEDS = gguf.NEEDS
+OPTIONS = gguf.OPTIONS
 check = gguf.check
 
 QUESTION, SYSTEM = f"q{ANSWER}", f"s{ANSWER}"
@@ -21,7 +22,7 @@ QUESTION, SYSTEM = f"q{ANSWER}", f"s{ANSWER}"
 
 def write(source: Source, folder: Path) -> dict[str, Any]:
     """Write `model.gguf`, of the first type asked for, and `Modelfile`; compare the ids that they make of prompts."""
-    kind = next((kind for kind in source.options.gguf if kind != "lora"), "f16")
+    kind = next((kind for kind in gguf.kinds_of(source.options) if kind != "lora"), "f16")
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         gguf.write_model(source, folder / "model.gguf", kind, Path(scratch))
     go = template(source.opened.codec, source.opened.tokenizer)

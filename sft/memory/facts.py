@@ -1,11 +1,12 @@
 """What is known of the models that recipes name: their configs, so that no hub has to be reached to know their size.
 
-`sft/models/*.json` holds, for each, those fields of its config.json that its shape follows from, and the type its
-weights are published in. What the hub or its cache says comes first where it can be reached.
+`sft/memory/models/*.json` holds, for each, those fields of its config.json that its shape follows from, and the type
+its weights are published in. What the hub or its cache says comes first where it can be reached.
 """
 
 import json
 import os
+import re
 import socket
 from functools import cache
 from pathlib import Path
@@ -13,13 +14,18 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from sft import UserError
+from sft.files import write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 FOLDER = Path(__file__).with_name("models")
-PATIENCE = 2.0
-"""Seconds to wait for the hub."""
+PATIENCE_SECONDS = 2.0
+"""How long the hub is waited for."""
+NOT_OF_SHAPE = {"architectures", "auto_map", "transformers_version", "dtype", "torch_dtype", "use_cache",
+                "_name_or_path", "bos_token_id", "eos_token_id", "pad_token_id", "initializer_range",
+                "task_specific_params"}  # fmt: skip
+"""Fields of a config from which neither its memory nor its speed follows."""
 
 
 def config(model: str, revision: str = "main") -> tuple["PreTrainedConfig", str]:
@@ -36,7 +42,7 @@ def config(model: str, revision: str = "main") -> tuple["PreTrainedConfig", str]
     if (file := _from_hub(model, revision)) is not None:
         return AutoConfig.from_pretrained(os.path.dirname(file)), "the hub"
     if (fact := known(model)) is not None:
-        return AutoConfig.for_model(**fact["config"]), "sft/models"
+        return AutoConfig.for_model(**fact["config"]), "sft/memory/models"
     raise UserError(
         f"{model}: the hub cannot be reached, and its config is not among those shipped; put its config.json "
         "into a folder and name that: model=path/to/folder"
@@ -52,7 +58,7 @@ def download(model: str, parameters: int) -> tuple[int, bool]:
         from huggingface_hub import HfApi
 
         try:
-            files = HfApi().model_info(model, files_metadata=True, timeout=PATIENCE).siblings or []
+            files = HfApi().model_info(model, files_metadata=True, timeout=PATIENCE_SECONDS).siblings or []
             if size := sum(file.size or 0 for file in files if file.rfilename.endswith(".safetensors")):
                 return size, True
         except Exception:  # the hub client raises dozens of classes, and each means that the hub does not say
@@ -60,6 +66,31 @@ def download(model: str, parameters: int) -> tuple[int, bool]:
     fact = known(model)
     wide = fact is None or fact["published"] == "float32"
     return parameters * (4 if wide else 2), False
+
+
+def add(model: str, folder: str | None = None) -> Path:
+    """Keep what is known of a model, from the hub or a folder with its config.json, and return the file.
+
+    Raises UserError where the config is not to be had, or no causal language model follows from it.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", model):
+        raise UserError(f"{model}: is not an id on the hub; write ORG/NAME")
+    found, _ = config(folder or model)
+    with torch.device("meta"):
+        try:
+            skeleton = AutoModelForCausalLM.from_config(found)
+        except (ValueError, AttributeError, TypeError) as error:
+            raise UserError(f"{model}: no causal language model can be made of its config: {error}") from error
+    kept = {name: value for name, value in found.to_diff_dict().items() if name not in NOT_OF_SHAPE}
+    fact = {"model": model, "published": str(found.dtype or "float32").removeprefix("torch."),
+            "parameters": sum(p.numel() for p in skeleton.parameters())}  # fmt: skip
+    file = FOLDER / f"{model.removeprefix('openai-community/').replace('/', '--')}.json"
+    write_json(file, fact | {"config": {"model_type": found.model_type} | kept})
+    known.cache_clear()
+    return file
 
 
 @cache
@@ -79,7 +110,7 @@ def offline() -> bool:
         return True
     address = urlsplit(ENDPOINT)
     try:
-        socket.create_connection((address.hostname or "", address.port or 443), PATIENCE).close()
+        socket.create_connection((address.hostname or "", address.port or 443), PATIENCE_SECONDS).close()
     except OSError:
         return True
     return False

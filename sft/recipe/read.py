@@ -130,6 +130,8 @@ def _read(path: Path) -> Any:
         raise UserError(f"{path}: not valid YAML: nested too deeply") from None
     except YAMLError as error:
         raise UserError(f"{path}{_mended(error)}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not valid YAML: {error}; put what is text between quotes") from None
     if not isinstance(document, dict):
         raise UserError(f"{path}: a recipe is a mapping of keys to values, at least `model`, `template` and `data`")
     return document
@@ -164,7 +166,7 @@ def _override(document: Any, override: str) -> str:
         raise UserError(f"{override}: write overrides as key=value, for instance trainer.max_steps=10")
     try:
         value = YAML(typ="safe").load(text)
-    except (YAMLError, RecursionError):
+    except (YAMLError, RecursionError, ValueError):  # the last for a day that no month has
         value = text
     *parents, last = key.split(".")
     node = document

@@ -204,12 +204,12 @@ class Recipe(Section):
     @property
     def base(self) -> "Recipe | None":
         """The recipe that `model` names, if it names one."""
-        return self._base
+        return self._base if self.names_a_recipe else None
 
     @property
     def scratch(self) -> "Recipe | None":
         """The recipe that `eval.scratch` names, on the data and template of this one."""
-        return self._scratch
+        return self._scratch if self.eval.scratch else None
 
     def linked(self, base: "Recipe | None", scratch: "Recipe | None") -> "Recipe":
         """This recipe with the two that it names, as its reader found them."""

@@ -3,6 +3,7 @@
 import codecs
 import csv
 import hashlib
+import importlib
 import importlib.util
 import inspect
 import json
@@ -10,6 +11,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -70,24 +72,48 @@ def load_python(path: Path) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    _forget_modules(path.resolve().parent)
-    if (home := str(path.resolve().parent)) not in sys.path:
-        sys.path.append(home)  # last, so that no file there stands in for a library
-    sys.modules[spec.name] = module  # dataclasses look their module up
     try:
-        spec.loader.exec_module(module)
+        with _beside(path.resolve().parent):
+            sys.modules[spec.name] = module  # dataclasses look their module up
+            spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         raise UserError(f"{_raised_at(path, error)}: cannot be loaded: {type(error).__name__}: {error}") from error
     return module
 
 
-def _forget_modules(folder: Path) -> None:
-    """Have modules below a folder of the user's be read again where they are imported next."""
+_brought: set[str] = set()
+"""Names of the modules that users' files have imported, which another user's file may mean otherwise."""
+
+
+@contextmanager
+def _beside(folder: Path) -> Iterator[None]:
+    """Within, modules in a folder of the user's can be imported, and are read as they are now."""
     for name, module in list(sys.modules.items()):
-        file = getattr(module, "__file__", None)
-        ours = name.split(".")[0] in ("__main__", "sft", "eval", "data_templates")
-        if file and not ours and Path(file).is_relative_to(folder) and not is_library(os.path.realpath(file)):
+        if name in _brought or _lies_in(folder, name, module):
             del sys.modules[name]
+    _brought.clear()
+    before, written = set(sys.modules), sys.dont_write_bytecode
+    sys.path.append(str(folder))  # last, so that no file there stands in for a library
+    sys.dont_write_bytecode = True  # an edit within a second would not outdate it
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        _brought.update(name for name in {*sys.modules} - before if _is_users(name, sys.modules[name]))
+        sys.path.remove(str(folder))
+        sys.dont_write_bytecode = written
+
+
+def _lies_in(folder: Path, name: str, module: ModuleType) -> bool:
+    file = getattr(module, "__file__", None)
+    return _is_users(name, module) and bool(file) and Path(str(file)).is_relative_to(folder)
+
+
+def _is_users(name: str, module: ModuleType) -> bool:
+    """Whether a module is of neither Python, an installed package nor this project."""
+    ours = name.split(".")[0] in ("__main__", "sft", "eval", "data_templates")
+    file = getattr(module, "__file__", None)
+    return not ours and bool(file) and not is_library(os.path.realpath(str(file)))
 
 
 def _raised_at(path: Path, error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""A model folder to GGUF by llama.cpp's own converter, in a process of its own: `python -m sft.export.to_gguf JOB`.
+"""A model folder to GGUF by llama.cpp's own converter, in a process of its own: `python -m sft.export._to_gguf JOB`.
 
 The converter's class of the architecture writes the weights. What its subclass here adds is what the converter does not
 know of: settings that transformers 5 saves under other names, tokenizers that were trained here, merge ranks of
