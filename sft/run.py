@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import zip_longest
@@ -39,6 +40,7 @@ def claim(opened: Opened, rows: Mapping[str, str]) -> None:
     elif folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"{folder}: is not empty and holds no run; name another folder with output=...")
     folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder / "template", ignore_errors=True)
     for name, text in _texts(opened).items():
         write_text(folder / "template" / name, text)
     if opened.codec.prints_date:
@@ -69,7 +71,8 @@ def check_owner(opened: Opened, rows: Mapping[str, str] | None = None) -> None:
     if rows is None and _asked_alike(before, opened):
         return
     rows = opened.tokens.digests if rows is None else rows
-    if rows["train"] != theirs["rows"]["train"]:
+    sides = ("train", "test") if recipe.trainer.get("load_best_model_at_end") else ("train",)
+    if any(rows[side] != theirs["rows"][side] for side in sides):
         raise _other_run(recipe, [*_causes(before, opened)] or ["from other rows"], "put that back as it was")
 
 

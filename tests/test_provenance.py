@@ -193,7 +193,7 @@ def test_renamed_data_is_the_same_run_and_edited_data_is_named(
 def test_a_setting_is_named_with_both_values(project: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
     recipe = project("at load")
     assert main(["eval", str(recipe), "trainer.max_length=28"]) == 2
-    assert "`trainer.max_length` was 64, now 10" in capsys.readouterr().err
+    assert "`trainer.max_length` was 64, now 28" in capsys.readouterr().err
     assert main(["eval", str(recipe), "lora.r=8"]) == 2
     assert "`lora.r` was 4, now 8" in capsys.readouterr().err
     for idle in ("trainer.logging_steps=7", "trainer.max_length=128"):

@@ -34,7 +34,8 @@ def check(recipe: Recipe, show: int = 0, as_json: bool = False) -> None:
         print(counts_table(tokens.counts))
         print(f"\nlengths in tokens; trainer.max_length is {recipe.max_length}")
         print(histogram(tokens.counts["train"]))
-        print(f"\nthe prompt goes {'through the chat template' if codec.chat else 'in as plain text'}")
+        day = f", which prints the day: {codec.date} (`prompt_date`)" if codec.prints_date else ""
+        print(f"\nthe prompt goes {'through the chat template' if codec.chat else 'in as plain text'}{day}")
         for row in rows:
             print("\n" + example_by_token(codec, row["input_ids"], row["labels"], row.get("weights")))
     if broken:

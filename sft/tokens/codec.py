@@ -39,12 +39,12 @@ class Codec:
         """`day` is what a chat template prints as today. Raises UserError where a chat template is asked for and there
         is none, or it rewrites the answer."""
         self.tokenizer, self.date = tokenizer, day or date.today()
+        self.chat = bool(tokenizer.chat_template) if prompt_format == "auto" else prompt_format == "chat"
         whole = str(tokenizer.get_chat_template()) if tokenizer.chat_template else ""
-        self.prints_date = CLOCK in whole
+        self.prints_date = self.chat and CLOCK in whole
         self.template = _dated(self.date) + whole if self.prints_date else whole
         """The chat template, its clock stopped at the date."""
         spec = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
-        self.chat = bool(tokenizer.chat_template) if prompt_format == "auto" else prompt_format == "chat"
         self._prompts = Tokenizer.from_str(json.dumps(spec))
         self._outputs = Tokenizer.from_str(json.dumps(_continuing(spec)))
         self._parts = _parts(spec)
