@@ -57,7 +57,7 @@ fi
 export PROCESSES
 train=(sft train)
 if [ "$PROCESSES" -gt 1 ]; then
-  # else each process would take all cores; and a mistake in the data is told once, not by every process
+  # else each process would take all cores; and a mistake in the data is reported once, not by every process
   export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(( ($(getconf _NPROCESSORS_ONLN) + PROCESSES - 1) / PROCESSES ))}"
   train=(accelerate launch --config_file "$here/recipes/accelerate/several_processes.yaml"
          --num_processes "$PROCESSES" --main_process_port 0 -m sft train)

@@ -100,11 +100,11 @@ class Template:
     """Row, and what the model wrote -> the row that asks for what comes after it; for `sft generate --steps`."""
 
     problems: Callable[[Row], Iterable[tuple[str, str]]] = no_problems
-    """Row -> what makes it unusable, as its kind and what was found there. All rows are tried, and told by kind at
+    """Row -> what makes it unusable, as its kind and what was found there. All rows are tried, and listed by kind at
     once, before any is used. What this does not find may still be an error of its row."""
 
     label: Callable[[Row], Any] | None = None
     """Row -> its class, a whole number or a text, for `task: classification`; None where it has none."""
 
     picture: Callable[[str], Sequence[Sequence[float]] | None] | None = None
-    """Text -> lines of grey values from 0 (paper) to 1 (ink), which the report draws; None where it is no picture."""
+    """Text -> lines of grey values from 0 (paper) to 1 (ink), which the report draws; None for other texts."""

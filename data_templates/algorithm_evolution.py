@@ -64,7 +64,7 @@ def prompt(row: Row, remember: int = 0) -> str:
 
 
 def history(step: Step, last: Step | None) -> Iterator[str]:
-    """The lines that tell a known step: the parts that the model writes, its source, and the diff from the last one."""
+    """A known step in lines: the parts that the model writes, its source, and the diff from the last one."""
     by, paper = [text(step, "authors"), text(step, "year")], text(step, "paper")
     yield from section("Algorithm", text(step, "name"))
     yield from section("Source", ". ".join(filter(None, [", ".join(filter(None, by)), paper])))

@@ -10,7 +10,7 @@ def template(vocabulary: Vocabulary | None = None, width: int = 0) -> Template:
     """`vocabulary` comes from `tokenizer: {vocab: ...}`. `width` shows sequences of so many tokens a line as pictures,
     where a token's name is a square patch in 0 and 1 (`000010000`): its centre is the pixel."""
     if type(width) is not int or width < 0:
-        raise ValueError(f"`width` is {width!r}; it takes a whole number, 0 for sequences that are no pictures")
+        raise ValueError(f"`width` is {width!r}; it takes a whole number, 0 for sequences that are not pictures")
 
     def problems(row: Row) -> Iterator[tuple[str, str]]:
         if "sequence" not in row:
@@ -69,7 +69,7 @@ def _all_text(sequence: object) -> bool:
 
 
 def _picture(text: str, width: int) -> list[list[float]] | None:
-    """The patches' centres, 0 to 1, in lines of `width`; None for tokens that are no patches."""
+    """The patches' centres, 0 to 1, in lines of `width`; None for tokens that are not patches."""
     patches = [token for token in text.split() if set(token) <= {"0", "1"} and isqrt(len(token)) ** 2 == len(token)]
     if not patches or len(patches) < len(text.split()):
         return None

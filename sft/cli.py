@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if rest:  # overrides that stand behind an option
         options.overrides += rest
     signal.signal(signal.SIGTERM, _terminate)
-    gc.set_threshold(100_000, 50, 100)  # what is imported is no garbage; to look for it would take a fifth of the time
+    gc.set_threshold(100_000, 50, 100)  # what is imported is not garbage; looking for it takes a fifth of the time
     atexit.register(gc.freeze)  # nor at the end, where it takes more than a second
     _quieten()
     try:
@@ -185,7 +185,7 @@ def _add_export(commands: Any) -> None:
     export.add_argument("--to", required=True, type=_names, metavar="TARGET,TARGET",
                         help=f"{targets}; or your own, a .py file")  # fmt: skip
     export.add_argument("--option", action="append", default=[], type=_pair, metavar="NAME=VALUE",
-                        help="what a target may be told")  # fmt: skip
+                        help="a setting of a target")  # fmt: skip
     for name, metavar, text in (
         ("gguf", "TYPE,TYPE", "weights of GGUF files, such as f32, bf16, q4_k_m; lora: the adapter alone"),
         ("llama-cpp", "FOLDER", "a checkout of llama.cpp, for its converter"),
@@ -221,7 +221,7 @@ def _add_serve(commands: Any) -> None:
 
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+        raise argparse.ArgumentTypeError(f"{text!r}: write a whole number above 0")
     return int(text)
 
 
@@ -246,7 +246,7 @@ def _share(text: str) -> float:
 
 
 def _floats(text: str) -> tuple[float, ...]:
-    """The numbers between commas; none where one of them is no number."""
+    """The numbers between commas; none where one of them is not a number."""
     try:
         return tuple(float(number) for number in text.split(","))
     except ValueError:
@@ -255,7 +255,7 @@ def _floats(text: str) -> tuple[float, ...]:
 
 def _port(text: str) -> int:
     if not text.isdecimal() or int(text) >= 2**16:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to 65535")
+        raise argparse.ArgumentTypeError(f"{text!r}: write a number from 0 to 65535")
     return int(text)
 
 
@@ -277,7 +277,7 @@ def _load(options: argparse.Namespace) -> Any:
 
 
 def _run_stage(options: argparse.Namespace) -> None:
-    recipe = _load(options)  # before the heavy import: a typo is told in a blink
+    recipe = _load(options)  # before the heavy import: a typo is reported in a blink
     own = CLASSIFICATION if recipe.task == "classification" else {}
     module, function = own.get(options.stage, options.target).split(":")
     getattr(importlib.import_module(module), function)(recipe)
@@ -357,7 +357,7 @@ def _decoding(options: argparse.Namespace) -> list[str]:
 
 
 def _questions(options: argparse.Namespace) -> Any:
-    """Prompts and rows, one after the other; a broken --row is told before any model is loaded."""
+    """Prompts and rows, one after the other; a broken --row is reported before any model is loaded."""
     if options.row is not None:
         return [_row(options.row)]
     return _lines(options.file) if options.prompt is None else [options.prompt]

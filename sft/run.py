@@ -210,7 +210,7 @@ def _base_folder(recipe: Recipe) -> Path | None:
 
 
 def _ends(folder: Path, patterns: Sequence[str] = ("*",)) -> str:
-    """What tells the files of a base from others in the same place: their names, sizes, beginnings and ends."""
+    """What the files of a base are known by: their names, sizes, beginnings and ends."""
     digest = hashlib.sha256()
     for file in sorted(path for pattern in patterns for path in folder.glob(pattern) if path.is_file()):
         size = file.stat().st_size

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Options = Mapping[str, str]
-"""What targets are told beside the run, each name declared by one of them."""
+"""Settings of targets, each name declared by one of them."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Target:
     write: Callable[["Source", Path], dict[str, Any]]
     needs: Mapping[str, str]
     options: Mapping[str, str]
-    """`OPTIONS`: the names of what it may be told -> a sentence on each."""
+    """`OPTIONS`: the names of its settings -> a sentence on each."""
     merged: bool
     """`MERGED`: whether it is made from the merged model; it is unless this says False."""
     reads: Sequence[str]
@@ -185,7 +185,7 @@ def _problems(folder: Path) -> list[str]:
 
 
 def _made_of(source: Source, target: Target) -> dict[str, Any]:
-    """What a target's folder follows from: the run, the merged model, how it is asked, and what the target is told."""
+    """What a target's folder follows from: the run, the merged model, how it is asked, and the target's settings."""
     run = source.recipe.folder
     files = [run / "train.json", run / "merged" / "files.json", *(run / name for name in target.reads)]
     made_of: dict[str, Any] = {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files if f.is_file()}

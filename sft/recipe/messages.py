@@ -69,17 +69,17 @@ TAKES = {"string_type": str, "int_type": int, "int_from_float": int, "float_type
 
 def invalid(error: ValidationError) -> Iterator[tuple[tuple[str, ...], str]]:
     """Pydantic's errors in the words of a recipe, what a value of several types may be in one sentence."""
-    told, taken = set[tuple[str, ...]](), dict[tuple[str, ...], tuple[Any, list[str]]]()
+    said, taken = set[tuple[str, ...]](), dict[tuple[str, ...], tuple[Any, list[str]]]()
     for e in error.errors():
         branch = {"str", "constrained-str", "NewTokenizer", "VocabularyFile"}
         keys = tuple(str(k) for k in e["loc"] if k not in branch and not str(k).startswith(("dict[", "tagged-union[")))
         if e["type"] not in TAKES:
-            told.add(keys)
+            said.add(keys)
             yield keys, _sentence(keys, e)
         elif not (keys == ("tokenizer",) and isinstance(e["input"], dict)):  # its keys have errors of their own
             taken.setdefault(keys, (e["input"], []))[1].append(WORDS[TAKES[e["type"]]])
     for keys, (value, words) in taken.items():
-        if keys not in told:
+        if keys not in said:
             yield keys, f"`{'.'.join(keys)}` is {shown(value)}; it takes {' or '.join(words)}"
 
 

@@ -48,7 +48,7 @@ class Data(Section):
     """Split of a data set on the hub (or in a folder written by `save_to_disk`) that `train` means."""
 
     test_split: str = "test"
-    """Split that `test` means, likewise."""
+    """Split that `test` means."""
 
     limit: int | None = Field(default=None, gt=0)
     """Use only the first so many records of `train`, and of `test`."""
@@ -155,7 +155,7 @@ class Recipe(Section):
     data: Data
 
     task: Literal["language_modelling", "classification"] = "language_modelling"
-    """`classification` trains a head on the last token instead, which tells the class that the template's `label`
+    """`classification` trains a head on the last token instead, which names the class that the template's `label`
     reads from a row."""
 
     tokenizer: Text | Tokenizers | None = None

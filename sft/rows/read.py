@@ -188,7 +188,7 @@ MARKS = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BO
 
 
 def _encoding(path: Path, data: Data) -> str:
-    """What a byte order mark tells, else `data.encoding`. UTF-16 without a mark would pass as UTF-8 full of NULs."""
+    """That of a byte order mark, else `data.encoding`. UTF-16 without a mark would pass as UTF-8 full of NULs."""
     with path.open("rb") as stream:
         start = stream.read(4)
     marked = next((name for mark, name in MARKS.items() if start.startswith(mark)), None)

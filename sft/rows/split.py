@@ -34,7 +34,7 @@ class Sample(NamedTuple):
 
 
 class Split:
-    """Reads all records through their template, and then tells on which side each stands."""
+    """Reads all records through their template, and then says on which side each stands."""
 
     def __init__(self, data: Data, template: Template) -> None:
         self._data, self._template, self._drawn = data, template, data.test is None

@@ -129,7 +129,7 @@ def read_prompt(template: Template, row: Row, where: str) -> Prompt:
 
 
 def has_prompt(template: Template) -> bool:
-    """Whether there is a prompt before what the model writes: not so for running text. The example tells."""
+    """Whether there is a prompt before what the model writes: not so for running text. The example shows it."""
     rows = samples(template, template.example, "the template's example") if template.example else []
     return not rows or bool(read_prompt(template, rows[0], "the template's example"))
 

@@ -1,4 +1,4 @@
-"""Rows that cannot be used: all rows are tried first, and what is wrong is told at once, by kind, with its places."""
+"""Rows that cannot be used: all rows are tried first; what is wrong is reported at once, by kind, with its places."""
 
 from data_templates import Template, no_problems
 from sft import UserError

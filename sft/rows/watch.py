@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 Files = Mapping[str, str | None]
-"""Name of a file -> the SHA-256 of what it holds; of a folder, that of the names in it. None where there is no such."""
+"""Name of a file -> SHA-256 of what it holds; of a folder, of the names in it. None where it does not exist."""
 
 
 class _Active(threading.local):
@@ -72,7 +72,7 @@ class Watch:
 
 
 def unchanged(files: Files, home: Path) -> bool:
-    """Whether all of these files hold what they held; names that are no whole paths start at `home`."""
+    """Whether all of these files hold what they held; names that are not whole paths start at `home`."""
     return all(content_of(home / name) == held for name, held in files.items())
 
 
@@ -106,7 +106,7 @@ def _heard(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 def _read_from(event: str, path: Any, *how: Any) -> str | None:
-    """The whole path of what is read, or None for what is written, is no file of the user's, or has no name."""
+    """The whole path of what is read, or None for what is written, is not a file of the user's, or has no name."""
     if not isinstance(path, str | bytes | os.PathLike):
         return None  # a file that was opened before, by its number
     if event == "open" and (set(str(how[0] or "")) & set("wax+") or (how[0] is None and how[1] & os.O_ACCMODE)):

@@ -20,7 +20,7 @@ class Refused(UserError):
 
 
 def check(recipe: Recipe, show: int = 0, as_json: bool = False) -> None:
-    """Read all rows through template and tokenizer and tell what was found; `show` prints so many rows token by token.
+    """Read all rows through template and tokenizer and print what was found; `show` prints so many rows token by token.
 
     Raises Refused, for exit status 1, where a threshold of `check:` is broken.
     """

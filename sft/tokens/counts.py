@@ -91,13 +91,13 @@ class Counts:
 
 def looks(text: str, special: re.Pattern[str] | None) -> list[str]:
     """What looks wrong in a text; in one for a chat template, the name of a special token too (`special` finds it)."""
-    ordinary = text.isascii() and text.replace("\n", "").isprintable()  # as most texts are, and quickly told
+    ordinary = text.isascii() and text.replace("\n", "").isprintable()  # as most texts are, which is quickly seen
     found = [] if ordinary else [what for what, pattern in SUSPICIOUS.items() if pattern.search(text)]
     return [*found, SPECIAL] if special and special.search(text) else found
 
 
 class Tally:
-    """The counts of one side, of which `records` and `repeated` are no facts of rows, and are left at 0."""
+    """The counts of one side, of which `records` and `repeated` are not known row by row, and are left at 0."""
 
     def __init__(self, special: re.Pattern[str]) -> None:
         """`special` finds the name of a special token in a text."""
@@ -124,11 +124,11 @@ class Tally:
         counts.longest = max(counts.longest, int(tokens[kept].max(initial=0)))
         self._lengths.update((-(-tokens[kept] // 16) * 16).tolist())
         self._hashes.append(column["hash"])
-        for name, (flags, told) in found.items():
+        for name, (flags, shown) in found.items():
             setattr(counts, name, getattr(counts, name) + int(flags.sum()))
             if flags.any() and name not in counts.examples:
                 row = _row(facts, int(flags.argmax()))
-                counts.examples[name] = f"{row['where']}: {told(row)}"
+                counts.examples[name] = f"{row['where']}: {shown(row)}"
         damaged = np.flatnonzero(pc.list_value_length(facts["looks"]).to_numpy() > 0)
         counts.damaged += len(damaged)
         for i, whats in zip(damaged, facts["looks"].take(damaged).to_pylist(), strict=True):

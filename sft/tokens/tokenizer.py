@@ -79,7 +79,7 @@ def unreachable(name: str, what: str, error: Exception) -> str:
     if Path(name).is_dir():
         return f"{name}: cannot load the {what} of this folder: {reason}"
     if what == "tokenizer" and name.endswith(".json"):
-        return f"{name}: is no tokenizer's folder; a vocabulary of your own is named tokenizer={{vocab: ...}}"
+        return f"{name}: is not the folder of a tokenizer; a vocabulary of your own is named tokenizer={{vocab: ...}}"
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         return f"{name}: no such folder; `model` is a local folder, an id on the hub, or a recipe"
     return (

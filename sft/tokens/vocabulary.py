@@ -32,7 +32,7 @@ def read_vocabulary(file: Path, named: Mapping[str, str | None]) -> Vocabulary:
     """Read a vocabulary. `named` are the special tokens that the recipe names; others are known by their usual names.
 
     Without a start or pad token the end token serves, without one for the unknown the pad token. Raises UserError for a
-    file that is no mapping of tokens to ids without gaps, for tokens with spaces in them, and without an end token.
+    file that is not a mapping of tokens to ids without gaps, for tokens with spaces in them, and without an end token.
     """
     try:
         ids = json.loads(file.read_text("utf-8-sig"), object_pairs_hook=_once)
