@@ -11,10 +11,12 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, PreTrainedTokenizerFast
 
-from eval.score import Mean, load_metric, mean_of, with_intervals
-from eval.table import in_words
+from eval.bootstrap import Mean, drawn, mean_of, with_intervals
+from eval.evaluate import predictions_of
+from eval.open_metric import open_metric
+from eval.score import scored
 from sft import UserError
-from sft.files import made_already, mark_made, whole_folder, write_json, write_text
+from sft.files import read_json, seal, sealed, whole_folder, write_text
 from sft.model.load import device, without_bars
 from sft.model.loss import batches_by_length
 from sft.recipe import Recipe
@@ -23,7 +25,8 @@ from sft.show import say
 from sft.tokens.opened import Opened
 from sft.train.classification import Labelled, labelled
 
-RESAMPLES = 2000
+LOGARITHMS = "log_probabilities.npy"
+"""The file of one side's log probabilities, [rows, classes]."""
 NAMES = {"base": "logistic regression", "tuned": "network"}
 
 
@@ -32,21 +35,27 @@ def evaluate_run(recipe: Recipe) -> Path:
     if not finished(recipe):
         raise UserError(f"{recipe.folder}: not trained yet; run `sft train` first")
     opened = Opened(recipe)
-    tokenizer, rows = opened.tokenizer, labelled(opened)
+    rows = labelled(opened)
     check_owner(opened, rows.digests)
-    trained = (recipe.folder / "train.json").stat().st_mtime
+    trained = read_json(recipe.folder / "train.json")["sha256"]
     made_of = {"rows": dict(rows.digests), "eval": recipe.eval.model_dump(), "trained": trained}
     folder = recipe.folder / "eval"
-    if made_already(folder, made_of):
-        say(f"{folder}: up to date")
-        return folder
-    with whole_folder(folder) as part:
-        sides = {"base": _baseline(rows), "tuned": _network(recipe, rows, tokenizer)}
-        for side, logarithms in sides.items():
-            _write(rows, logarithms, part / side)
-        write_json(part / "scores.json", in_words(score(rows, sides, recipe.eval.seed)))
-        mark_made(part, made_of)
-    return folder
+    if not sealed(folder, made_of):
+        with whole_folder(folder) as part:
+            _write(rows, _baseline(rows), part / "base")
+            _write(rows, _network(recipe, rows, opened.tokenizer), part / "tuned")
+            seal(part, made_of)
+    return score_run(recipe, opened)
+
+
+def score_run(recipe: Recipe, opened: Opened | None = None) -> Path:
+    """Score the predicted classes, without a model, and return the folder."""
+    opened = opened or Opened(recipe)
+    rows = labelled(opened)
+    check_owner(opened, rows.digests)
+    folder = predictions_of(recipe)
+    sides = {side: np.load(folder / side / LOGARITHMS) for side in ("base", "tuned")}
+    return scored(opened, folder, lambda: score(rows, sides, recipe.eval.seed))
 
 
 def score(rows: Labelled, sides: dict[str, NDArray[np.float64]], seed: int) -> dict[str, Any]:
@@ -57,15 +66,14 @@ def score(rows: Labelled, sides: dict[str, NDArray[np.float64]], seed: int) -> d
     for side, logarithms in sides.items():
         answers = {"predictions": logarithms.argmax(1).tolist(), "references": right.tolist()}
         means["loss"][side] = mean_of((-logarithms[np.arange(len(right)), right]).tolist())
-        means["accuracy"][side] = mean_of(load_metric("accuracy").compute(**answers)["accuracy"])
+        means["accuracy"][side] = mean_of(open_metric("accuracy").compute(**answers)["accuracy"])
         means["f1"][side] = _f1(logarithms.argmax(1), right)
-    drawn = np.random.default_rng(seed).integers(0, len(right), (RESAMPLES, len(right)))
-    metrics = {
-        name: with_intervals(by_side, drawn) | {"lower_is_better": name == "loss"} for name, by_side in means.items()
-    }
+    resampled = drawn(len(right), seed)
+    intervals = {name: with_intervals(by_side, resampled) for name, by_side in means.items()}
     for side, logarithms in sides.items():  # the value is the metric's; its intervals are those of the same formula
         answers = {"predictions": logarithms.argmax(1).tolist(), "references": right.tolist()}
-        metrics["f1"][side]["value"] = load_metric("f1").compute(**answers)["f1"]
+        intervals["f1"][side]["value"] = open_metric("f1").compute(**answers)["f1"]
+    metrics = {name: both | {"lower_is_better": name == "loss"} for name, both in intervals.items()}
     return {"metrics": metrics, "rows": len(right), "generated": len(right), "others": [], "names": NAMES}
 
 
@@ -111,6 +119,7 @@ def _write(rows: Labelled, logarithms: NDArray[np.float64], folder: Path) -> Non
         for row, answer in zip(rows.test, logarithms.argmax(1), strict=True)
     ]  # fmt: skip
     write_text(folder / "predictions.jsonl", "".join(f"{line}\n" for line in lines))
+    np.save(folder / LOGARITHMS, logarithms)
 
 
 def _f1(answers: NDArray[np.intp], right: NDArray[np.intp]) -> Mean:

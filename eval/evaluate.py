@@ -1,19 +1,17 @@
-"""The evaluation stage: base and tuned model on the same held-out rows with the same decoding, then their scores."""
+"""The evaluation stage: what base and tuned model write on the same held-out rows, decoded alike; then its scores."""
 
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 
-from eval.ngrams import NAMES, ngram_losses
-from eval.score import score
-from eval.table import in_words
+from eval.ngrams import ngram_losses, order_name
+from eval.score import score, scored
 from sft import UserError
-from sft.files import made_already, mark_made, whole_folder, write_json
+from sft.files import altered, read_json, seal, sealed, whole_folder, write_json
 from sft.model.load import decoding, keep_freed_memory, load_base, load_trained
 from sft.recipe import Recipe
 from sft.run import check_owner, finished
-from sft.show import say
 from sft.tokens.opened import Opened
 from sft.tokens.prepare import Tokens
 from sft.write.generate import answering, as_base
@@ -21,59 +19,94 @@ from sft.write.predict import chosen, predict
 
 
 def evaluate_run(recipe: Recipe) -> Path:
-    """Predict and score into `runs/NAME/eval` and return that folder. What is there already and fits is kept."""
+    """Let base and tuned model write into `runs/NAME/eval`, score that, and return the folder.
+
+    Predictions are whole before a metric runs, and kept where they follow from the same run, rows and settings.
+    """
     if not finished(recipe):
         raise UserError(f"{recipe.folder}: not trained yet; run `sft train` first")
     opened = Opened(recipe)
-    tokenizer, template, tokens, codec = opened.tokenizer, opened.template, opened.tokens, opened.codec
-    check_owner(opened, tokens.digests)
+    check_owner(opened, opened.tokens.digests)
+    folder, made_of = recipe.folder / "eval", _made_of(opened)
+    if not sealed(folder, made_of):
+        keep_freed_memory()
+        with whole_folder(folder) as part:
+            _predict(opened, part)
+            seal(part, made_of)
+    return score_run(recipe, opened)
+
+
+def score_run(recipe: Recipe, opened: Opened | None = None) -> Path:
+    """Score what base and tuned model wrote, without a model, and return the folder.
+
+    Raises UserError where there are no predictions, and where a metric cannot be opened, fails or gives no numbers.
+    """
+    if opened is None:
+        opened = Opened(recipe)
+        check_owner(opened)
+    folder = predictions_of(recipe)
+    return scored(opened, folder, lambda: score(folder, opened.template, recipe.eval.seed, _others(recipe)))
+
+
+def predictions_of(recipe: Recipe) -> Path:
+    """The folder of a run's predictions. Raises UserError where they are not there, or not as they were written."""
+    folder = recipe.folder / "eval"
+    if not (folder / "files.json").is_file():
+        raise UserError(f"{folder}: holds no predictions to score; run `sft eval` first")
+    if broken := altered(folder, read_json(folder / "files.json")["sha256"]):
+        raise UserError(f"{folder / broken}: missing, or not as it was written; run `sft eval` again")
+    return folder
+
+
+def _made_of(opened: Opened) -> dict[str, Any]:
+    """What predictions follow from: the model and the rows, how they are asked, and by which settings."""
+    recipe = opened.recipe
     made_of = {
-        "rows": dict(tokens.digests),
+        "rows": dict(opened.tokens.digests),
         "generation": recipe.generation,
         "eval": recipe.eval.model_dump(),
-        "trained": (recipe.folder / "train.json").stat().st_mtime,
+        "asked": _asked(opened),
+        "trained": read_json(recipe.folder / "train.json")["sha256"],
     }
-    if recipe.scratch is not None:
-        made_of["scratch"] = _trained_scratch(recipe.scratch)
-    folder = recipe.folder / "eval"
-    if made_already(folder, made_of):
-        say(f"{folder}: up to date")
-        return folder
+    return made_of if recipe.scratch is None else made_of | {"scratch": _trained_scratch(recipe.scratch)}
 
-    keep_freed_memory()
+
+def _asked(opened: Opened) -> int:
+    """Prompts to generate from: a few for a report's samples where nothing is made of them."""
+    rows = opened.recipe.eval.rows
+    return rows if opened.template.metrics or opened.template.picture else min(rows, 4)
+
+
+def _predict(opened: Opened, part: Path) -> None:
+    """Losses and predictions of all models, each in a folder of its own."""
+    recipe, tokenizer, tokens, codec = opened.recipe, opened.tokenizer, opened.tokens, opened.codec
     config = decoding(recipe, codec)
-    shown = bool(template.metrics or template.picture)
-    rows = chosen(tokens.test, recipe.eval.rows if shown else min(recipe.eval.rows, 4), recipe.eval.seed)
-    with whole_folder(folder) as part:
-        if recipe.scratch is not None:  # first, as it may not know all of the rows
-            _predict_scratch(recipe, recipe.scratch, tokens.test, rows, part)
-        if recipe.lora is None and not isinstance(recipe.model, dict):
-            predict(load_base(recipe, tokenizer), codec, tokens.test, rows, config, recipe, part / "base")
-        model = load_trained(recipe, tokenizer)
-        if recipe.lora is not None:
-            with as_base(model):
-                predict(model, codec, tokens.test, rows, config, recipe, part / "base")
-        with answering(model):
-            predict(model, codec, tokens.test, rows, config, recipe, part / "tuned")
-        for order in recipe.eval.ngrams:
-            counted = ngram_losses(tokens.train, list(tokens.test), order, len(tokenizer))
-            write_json(part / NAMES.get(order, f"{order}-gram") / "losses.json", counted)
-        write_json(part / "scores.json", in_words(score(part, template, recipe.eval.seed, _others(recipe))))
-        mark_made(part, made_of)
-    return folder
+    rows = chosen(tokens.test, _asked(opened), recipe.eval.seed)
+    if recipe.scratch is not None:  # first, as it may not know all of the rows
+        _predict_scratch(recipe, recipe.scratch, tokens.test, rows, part)
+    if recipe.lora is None and not isinstance(recipe.model, dict):
+        predict(load_base(recipe, tokenizer), codec, tokens.test, rows, config, recipe, part / "base")
+    model = load_trained(recipe, tokenizer)
+    if recipe.lora is not None:
+        with as_base(model):
+            predict(model, codec, tokens.test, rows, config, recipe, part / "base")
+    with answering(model):
+        predict(model, codec, tokens.test, rows, config, recipe, part / "tuned")
+    for order in recipe.eval.ngrams:
+        counted = ngram_losses(tokens.train, list(tokens.test), order, len(tokenizer))
+        write_json(part / order_name(order) / "losses.json", counted)
 
 
 def _others(recipe: Recipe) -> list[str]:
     """The columns beside base and tuned."""
-    scratch = ["scratch"] if recipe.scratch is not None else []
-    return scratch + [NAMES.get(order, f"{order}-gram") for order in recipe.eval.ngrams]
+    return (["scratch"] if recipe.scratch is not None else []) + [order_name(order) for order in recipe.eval.ngrams]
 
 
-def _trained_scratch(scratch: Recipe) -> float:
-    """When the third model was trained."""
+def _trained_scratch(scratch: Recipe) -> dict[str, str]:
+    """The files of the third model."""
     if not finished(scratch):
         raise UserError(f"{scratch.folder}: `eval.scratch` is not trained yet; ./launch.sh trains it first")
-    return (scratch.folder / "train.json").stat().st_mtime
+    return dict(read_json(scratch.folder / "train.json")["sha256"])
 
 
 def _predict_scratch(recipe: Recipe, scratch: Recipe, test: Dataset, rows: Dataset, folder: Path) -> None:

@@ -13,9 +13,14 @@ from numpy.typing import NDArray
 
 from sft.tokens.prepare import MASKED
 
-NAMES = {1: "unigram", 2: "bigram", 3: "trigram"}
+ORDERS = {1: "unigram", 2: "bigram", 3: "trigram"}
 
 Context = tuple[int, ...]
+
+
+def order_name(order: int) -> str:
+    """What a model of this order is called."""
+    return ORDERS.get(order, f"{order}-gram")
 
 
 def ngram_losses(

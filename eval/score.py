@@ -1,7 +1,6 @@
 """Predictions to scores: metrics through `evaluate`, each difference with a paired bootstrap interval. Needs no GPU."""
 
-import contextlib
-import io
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,55 +10,81 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_templates import Template
+from eval.bootstrap import Mean, drawn, mean_of, perplexity_of, ratio_of, with_intervals
+from eval.open_metric import compute, lower_is_better, open_metric
+from eval.table import in_words
 from sft import UserError
+from sft.files import read_json, write_json
+from sft.rows.watch import Watch, unchanged
+from sft.show import say
+from sft.tokens.opened import Opened
 
-METRICS = Path(__file__).parent / "metrics"
-LOWER_IS_BETTER = {"loss", "perplexity", "repetition", "bits_per_byte"}
+LOWER_IS_BETTER = {"loss": True, "perplexity": True, "bits_per_byte": True, "token_accuracy": False, "ended": False}
+"""What is measured here and not by a metric."""
 OVER_ALL = {"loss", "perplexity", "token_accuracy", "bits_per_byte"}
-"""Metrics over all held-out rows; the others are over those that were generated from."""
-PREDICTIONS = "predictions.jsonl"
-RESAMPLES = 2000
+"""Scores over all held-out rows; the others are over those that were generated from."""
+PREDICTIONS, SCORES, SCORED = "predictions.jsonl", "scores.json", "scored.json"
+CORPUS_RESAMPLES = 300
+"""Resamples of a score that has to be computed from all rows each time."""
 
-Floats = NDArray[np.float64]
-Mean = Callable[[NDArray[np.intp]], Floats]
-"""Row numbers [resamples, rows] -> the mean of each resample."""
+Scores = dict[str, Any]
 
 
-def score(folder: Path, template: Template, seed: int, others: Sequence[str] = ()) -> dict[str, Any]:
+def scored(opened: Opened, folder: Path, compute_scores: Callable[[], Scores]) -> Path:
+    """Write the scores of a folder of predictions, unless they are there and follow from the same predictions and from
+    code that is as it was. Returns the folder.
+
+    What is read while they are computed is noted: the template, the metrics, and the files that these read.
+    """
+    made_of = {
+        "predictions": read_json(folder / "files.json")["sha256"],
+        "metrics": list(opened.template.metrics),
+        "template": dict(opened.loaded.at_load),
+        "code": _code(),
+    }
+    if (changes := _changes(opened, folder, made_of)) is not None:
+        watch = Watch()
+        with watch.on():
+            scores = in_words(compute_scores())
+        files = {**watch.files(opened.loaded.home), **opened.loaded.when_called()}
+        write_json(folder / SCORES, scores)
+        write_json(folder / SCORED, made_of | {"files": {name: held for name, held in files.items() if _lasts(name)}})
+        say(f"{folder}: scored{changes}")
+    else:
+        say(f"{folder}: up to date")
+    return folder
+
+
+def score(folder: Path, template: Template, seed: int, others: Sequence[str] = ()) -> Scores:
     """Score the predictions under `folder/base` (if there is one), `folder/tuned`, and the folders of other models.
 
     Returns `metrics`: for each name its mean and 95 % interval for base, tuned and their difference, tuned minus base,
-    and for the others; rows are resampled together for all, with replacement (Efron, 1979). `rows` and `generated` are
-    the sample sizes. Means over tokens are left out for a model whose tokens are others; where there is `bytes.json`,
-    the length of each output, bits per byte compare them.
+    and for the others; rows are resampled together for all. `rows` and `generated` are the sample sizes. Means over
+    tokens are left out for a model whose tokens are others; where there is `bytes.json`, the length of each output,
+    bits per byte compare them.
     """
     sides = [side for side in ("base", "tuned", *others) if (folder / side).is_dir()]
-    losses = {
-        side: np.array(json.loads((folder / side / "losses.json").read_text()), dtype=np.float64) for side in sides
-    }
+    losses = {side: np.array(read_json(folder / side / "losses.json"), dtype=np.float64) for side in sides}
     predictions = {side: read_predictions(folder / side) for side in sides if (folder / side / PREDICTIONS).is_file()}
     rows, generated = len(losses["tuned"]), len(predictions["tuned"])
 
     alike = {side: v for side, v in losses.items() if np.array_equal(v[:, 2], losses["tuned"][:, 2])}
     means: dict[str, dict[str, Mean]] = {
-        "loss": {side: _ratio(v[:, 0], v[:, 2]) for side, v in alike.items()},
-        "perplexity": {side: _ratio(v[:, 0], v[:, 2], _exp) for side, v in alike.items()},
-        "token_accuracy": {side: _ratio(v[:, 1], v[:, 2]) for side, v in alike.items()},
+        "loss": {side: ratio_of(v[:, 0], v[:, 2]) for side, v in alike.items()},
+        "perplexity": {side: ratio_of(v[:, 0], v[:, 2], perplexity_of) for side, v in alike.items()},
+        "token_accuracy": {side: ratio_of(v[:, 1], v[:, 2]) for side, v in alike.items()},
     }
     if (folder / "bytes.json").is_file():
-        lengths = np.array(json.loads((folder / "bytes.json").read_text()), dtype=np.float64) * np.log(2)
-        means["bits_per_byte"] = {side: _ratio(v[:, 0], lengths) for side, v in losses.items() if side in predictions}
+        bits = np.array(read_json(folder / "bytes.json"), dtype=np.float64) * np.log(2)
+        means["bits_per_byte"] = {side: ratio_of(v[:, 0], bits) for side, v in losses.items() if side in predictions}
     if generated and template.metrics:
         means["ended"] = {side: mean_of([float(p["ended"]) for p in written]) for side, written in predictions.items()}
-        per_row = {side: row_scores(template, written) for side, written in predictions.items()}
-        for name in per_row["tuned"]:
-            means[name] = {side: mean_of(values[name]) for side, values in per_row.items()}
-    resampler = np.random.default_rng(seed)
-    drawn = {size: resampler.integers(0, size, (RESAMPLES, size)) for size in {rows, generated} if size}
-    metrics = {}
+    metrics: dict[str, Any] = {}
     for name, by_side in means.items():
-        size = rows if name in OVER_ALL else generated
-        metrics[name] = with_intervals(by_side, drawn[size]) | {"lower_is_better": name in LOWER_IS_BETTER}
+        some = drawn(rows if name in OVER_ALL else generated, seed)
+        metrics[name] = with_intervals(by_side, some) | {"lower_is_better": LOWER_IS_BETTER[name]}
+    for name in template.metrics if generated else ():
+        metrics |= _by_metric(name, template, predictions, drawn(generated, seed))
     return {"metrics": metrics, "rows": rows, "generated": generated, "others": [s for s in others if s in sides]}
 
 
@@ -72,58 +97,77 @@ def read_predictions(folder: Path) -> list[dict[str, Any]]:
         raise UserError(f"{file}: missing or damaged ({error}); run `sft eval` again") from error
 
 
-def row_scores(template: Template, predictions: list[dict[str, Any]]) -> dict[str, list[float]]:
-    """Each metric of the template, per row. A metric that gives one number is computed row by row."""
-    answers = [template.answer(p["prediction"]) for p in predictions]
-    references = [template.answer(p["reference"]) for p in predictions]
-    scores: dict[str, list[float]] = {}
-    for name in template.metrics:
-        metric = load_metric(name)
-        result = metric.compute(predictions=answers, references=references)
-        if not all(isinstance(values, list) and len(values) == len(answers) for values in result.values()):
-            rows = [metric.compute(predictions=[a], references=[r]) for a, r in zip(answers, references, strict=True)]
-            result = {key: [float(row[key]) for row in rows] for key in result}
-        scores |= result
-    return scores
+def _by_metric(
+    name: str, template: Template, predictions: dict[str, list[dict[str, Any]]], rows: NDArray[np.intp]
+) -> dict[str, Any]:
+    """The scores of one metric, in the shape of `score`."""
+    metric = open_metric(name)
+    means: dict[str, dict[str, Mean]] = {}
+    whole = getattr(metric, "corpus", False)
+    for side, written in predictions.items():
+        answers, references = ([template.answer(p[key]) for p in written] for key in ("prediction", "reference"))
+        found = _of_corpus(name, metric, answers, references) if whole else by_row(name, metric, answers, references)
+        for score_name, mean in found.items():
+            means.setdefault(score_name, {})[side] = mean
+    shown = getattr(metric, "shown_as", {})
+    return {
+        score_name: with_intervals(by_side, rows[:CORPUS_RESAMPLES] if whole else rows)
+        | {"lower_is_better": lower_is_better(name, metric, score_name), "shown_as": shown.get(score_name)}
+        for score_name, by_side in means.items()
+    }
 
 
-def load_metric(name: str) -> Any:
-    """A metric folder, opened by `evaluate.load` without the hub. Raises UserError where there is none."""
+def by_row(name: str, metric: Any, answers: Sequence[Any], references: Sequence[Any]) -> dict[str, Mean]:
+    """Each score of a metric as the mean of what it gives each row. One that gives one number is asked row by row."""
+    result = compute(name, metric, answers, references)
+    if not all(isinstance(values, list) for values in result.values()):
+        rows = [compute(name, metric, [a], [r]) for a, r in zip(answers, references, strict=True)]
+        result = {
+            key: [float(row[key][0] if isinstance(row[key], list) else row[key]) for row in rows] for key in result
+        }
+    return {key: mean_of(values) for key, values in result.items()}
+
+
+def _of_corpus(name: str, metric: Any, answers: Sequence[Any], references: Sequence[Any]) -> dict[str, Mean]:
+    """Each score of a metric that is computed from all rows at once: on each resample of rows, once for all scores."""
+    kept: dict[bytes, dict[str, Any]] = {}
+
+    def of(index: NDArray[np.intp], key: str) -> float:
+        if (rows := index.tobytes()) not in kept:
+            kept[rows] = compute(name, metric, [answers[i] for i in index], [references[i] for i in index])
+        if isinstance(kept[rows][key], list):
+            raise UserError(f"metric `{name}` says corpus = True and gives `{key}` for each row; say one of the two")
+        return float(kept[rows][key])
+
+    def mean(key: str) -> Mean:
+        return lambda indices: np.array([of(index, key) for index in indices])
+
+    return {key: mean(key) for key in compute(name, metric, answers, references)}
+
+
+def _changes(opened: Opened, folder: Path, made_of: dict[str, Any]) -> str | None:
+    """What is new since the scores in a folder were made, as the end of a sentence; None where nothing is."""
+    if not (folder / SCORES).is_file() or not (folder / SCORED).is_file():
+        return ""
+    before = read_json(folder / SCORED)
+    if before.get("predictions") != made_of["predictions"]:
+        return ""
+    home = opened.loaded.home
+    files = [name for name, held in before["files"].items() if not unchanged({name: held}, home)]
+    files += [name for name, held in made_of["template"].items() if before["template"].get(name) != held]
+    if files:
+        return f" again: {', '.join(dict.fromkeys(files[:3]))} changed"
+    return None if {**before, "files": 0} == {**json.loads(json.dumps(made_of)), "files": 0} else " again"
+
+
+def _lasts(name: str) -> bool:
+    """Whether a file that was read is more than a copy that `evaluate` makes of a metric."""
     import evaluate
 
-    folder = Path(name) if Path(name).is_dir() else METRICS / name
-    if not folder.is_dir():
-        raise UserError(
-            f"no metric `{name}`; there are {', '.join(sorted(p.name for p in METRICS.iterdir()))}; "
-            "your own is a folder with a .py file of the same name, given by its path"
-        )
-    with contextlib.redirect_stdout(io.StringIO()):
-        return evaluate.load(str(folder), keep_in_memory=True)
+    return not Path(name).is_relative_to(evaluate.config.HF_MODULES_CACHE)
 
 
-def _exp(loss: Floats) -> Floats:
-    """Perplexity, bounded where a model is so wrong that it would leave the range of numbers."""
-    return np.exp(np.minimum(loss, 700.0))
-
-
-def mean_of(values: list[float]) -> Mean:
-    array = np.array(values, dtype=np.float64)
-    return lambda index: array[index].mean(-1)
-
-
-def _ratio(numerator: Floats, denominator: Floats, then: Callable[[Floats], Floats] = lambda x: x) -> Mean:
-    """A mean over tokens, of which rows have different numbers."""
-    return lambda index: then(numerator[index].sum(-1) / denominator[index].sum(-1))
-
-
-def with_intervals(by_side: dict[str, Mean], drawn: NDArray[np.intp]) -> dict[str, Any]:
-    everything = np.arange(drawn.shape[1])[None]
-    values = {side: (float(mean(everything)[0]), mean(drawn)) for side, mean in by_side.items()}
-    if "base" in values:
-        (base, bases), (tuned, tuneds) = values["base"], values["tuned"]
-        values["difference"] = (tuned - base, tuneds - bases)
-    result = {}
-    for side, (value, resampled) in values.items():
-        low, high = (float(x) for x in np.quantile(resampled, [0.025, 0.975]))
-        result[side] = {"value": value, "low": low, "high": high}
-    return result
+def _code() -> str:
+    """Hash of the code that makes scores, and of the project's metrics."""
+    files = sorted([*Path(__file__).parent.glob("*.py"), *Path(__file__).parent.glob("metrics/*/*.py")])
+    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:16]

@@ -6,18 +6,8 @@ from typing import Any
 FEWEST_ROWS = 10
 """Held-out rows below which a bootstrap says little."""
 
-PLAIN = {
-    "loss": "loss on outputs",
-    "token_accuracy": "token accuracy",
-    "ended": "ended by itself",
-    "rouge1": "ROUGE-1",
-    "rougeL": "ROUGE-L",
-    "bleu": "BLEU",
-    "chrf": "chrF",
-    "distinct2": "distinct-2",
-    "bits_per_byte": "bits per byte",
-    "f1": "F1, mean of the classes",
-}
+SHOWN_AS = {"loss": "loss on outputs", "ended": "ended by itself", "f1": "F1, mean of the classes"}
+"""Names in a report of what is measured here and not by a metric."""
 
 
 def verdict(scores: dict[str, Any]) -> str:
@@ -91,13 +81,21 @@ def _row(name: str, metric: dict[str, Any], others: Sequence[str], few: bool) ->
     """One line of the table: values, and whether the difference is clear of 0 in the right direction."""
     row = {side: metric.get(side) for side in ("base", "tuned", "difference")}
     row["others"] = [metric.get(side) for side in others]
-    row |= {"name": PLAIN.get(name, name.replace("_", " ")), "verdict": ""}
-    row["better"] = "lower" if metric["lower_is_better"] else "higher"
-    if row["difference"]:
-        ends = [row["difference"]["low"], row["difference"]["high"]]
-        worse, better = (min(ends) > 0, max(ends) < 0) if metric["lower_is_better"] else (max(ends) < 0, min(ends) > 0)
-        row["verdict"] = "" if few else "good" if better else "bad" if worse else ""
+    row["name"] = metric.get("shown_as") or SHOWN_AS.get(name, name.replace("_", " "))
+    row["arrow"] = {True: "↓", False: "↑", None: ""}[metric["lower_is_better"]]
+    row["verdict"] = "" if few or not row["difference"] else _direction(metric)
     return row
+
+
+def _direction(metric: dict[str, Any]) -> str:
+    """Whether the difference of a metric is `better` or `worse`, by the whole of its interval; `changed` where the
+    metric does not say which; empty where the interval holds 0."""
+    low, high = metric["difference"]["low"], metric["difference"]["high"]
+    if low <= 0 <= high:
+        return ""
+    if metric["lower_is_better"] is None:
+        return "changed"
+    return "better" if (high < 0) == metric["lower_is_better"] else "worse"
 
 
 def score_lines(scores: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -107,7 +105,6 @@ def score_lines(scores: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         header = ["", names["tuned"], "95 % interval", *scores["others"]]
     else:
         header = ["", names["base"], names["tuned"], *scores["others"], "difference", "95 % interval", ""]
-    marks = {"good": "better", "bad": "worse", "": "not clear"}
     lines = []
     for row in table_rows(scores):
         others = ["" if other is None else number(other["value"]) for other in row["others"]]
@@ -125,7 +122,7 @@ def score_lines(scores: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
                 *others,
                 number(d["value"]),
                 f"{number(d['low'])} to {number(d['high'])}",
-                marks[row["verdict"]],
+                row["verdict"] or "not clear",
             ]
         )
     return header, lines

@@ -22,8 +22,13 @@ from typing import Any
 
 from sft import UserError
 
-STAGES = {"train": "sft.train.stage:train", "eval": "eval.evaluate:evaluate_run", "report": "eval.report:report"}
-CLASSIFICATION = {"eval": "eval.classification:evaluate_run"}
+STAGES = {
+    "train": "sft.train.stage:train",
+    "eval": "eval.evaluate:evaluate_run",
+    "score": "eval.evaluate:score_run",
+    "report": "eval.report:report",
+}
+CLASSIFICATION = {"eval": "eval.classification:evaluate_run", "score": "eval.classification:score_run"}
 """The stages that `task: classification` has of its own."""
 
 COMMANDS = {
@@ -36,6 +41,7 @@ COMMANDS = {
     "a run": {
         "train": "train the recipe into its run folder",
         "eval": "let base and tuned model write on the held-out rows, and score them",
+        "score": "score again what they wrote, without a model",
         "report": "write report.html, and print the same table",
     },
     "its result": {
@@ -279,12 +285,23 @@ def _load(options: argparse.Namespace) -> Any:
 def _run_stage(options: argparse.Namespace) -> None:
     recipe = _load(options)  # before the heavy import: a typo is reported in a blink
     own = CLASSIFICATION if recipe.task == "classification" else {}
+    if options.stage == "train" and os.environ.get("RANK", "0") == "0":
+        _check_metrics(recipe)
     module, function = own.get(options.stage, options.target).split(":")
     getattr(importlib.import_module(module), function)(recipe)
 
 
+def _check_metrics(recipe: Any) -> None:
+    """Open the metrics of the template now: a wrong name is reported before hours of training, not after them."""
+    from eval.open_metric import check_metrics
+    from sft.tokens.opened import Opened
+
+    check_metrics(Opened(recipe).template)
+
+
 def _check(options: argparse.Namespace) -> None:
     recipe = _load(options)
+    _check_metrics(recipe)
     if recipe.task == "classification":
         from sft.show import say
         from sft.tokens.opened import Opened

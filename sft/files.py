@@ -86,14 +86,21 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def made_already(folder: Path, made_of: Any) -> bool:
-    """Whether the folder holds, whole, what `mark_made` said is made of this."""
-    if not (folder / "made_of.json").is_file():
+def seal(folder: Path, made_of: Any) -> None:
+    """Write `files.json`, the last file of a folder: what it was made of, and the sizes and checksums of the others."""
+    write_json(folder / "files.json", {"made_of": made_of, "files": sizes(folder), "sha256": checksums(folder)})
+
+
+def sealed(folder: Path, made_of: Any) -> bool:
+    """Whether the folder holds, whole, what is made of this. Raises UserError where it holds something else than ours,
+    which is not replaced."""
+    if not (folder / "files.json").is_file():
+        if (folder / "made_of.json").is_file():
+            return False  # of an earlier version
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(f"{folder}: is there already and was not written by sft; move it away, or name another one")
         return False
-    before = read_json(folder / "made_of.json")
-    return bool(before["made_of"] == made_of) and damage(folder, before["files"]) is None
-
-
-def mark_made(folder: Path, made_of: Any) -> None:
-    """Write `made_of.json`, the last file of a folder."""
-    write_json(folder / "made_of.json", {"made_of": made_of, "files": sizes(folder)})
+    before = read_json(folder / "files.json")
+    if not isinstance(before, dict) or not {"made_of", "sha256"} <= before.keys():
+        raise UserError(f"{folder}: holds a files.json that sft did not write; move it away, or name another one")
+    return before["made_of"] == json.loads(json.dumps(made_of)) and altered(folder, before["sha256"]) is None

@@ -19,9 +19,9 @@ from safetensors import SafetensorError
 
 from data_templates import Template
 from sft import UserError
-from sft.files import read_json, whole_folder, write_json, write_text
+from sft.files import read_json, seal, sealed, whole_folder, write_json, write_text
 from sft.model import parity
-from sft.model.artifact import furnish, seal, sealed
+from sft.model.artifact import furnish
 from sft.model.load import decoding, device, load_base, load_trained
 from sft.model.loss import output_losses
 from sft.recipe import Recipe

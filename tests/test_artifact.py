@@ -12,7 +12,8 @@ from transformers import AutoTokenizer
 import data_templates
 from data_templates import Template
 from sft import UserError
-from sft.model.artifact import chat_template, furnish, load_artifact, open_artifact, seal, sealed
+from sft.files import seal, sealed
+from sft.model.artifact import chat_template, furnish, load_artifact, open_artifact
 from sft.recipe import load
 from sft.rows.template import read_sample, samples, template_names
 from sft.tokens.codec import Codec

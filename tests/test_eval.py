@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from eval.evaluate import evaluate_run
+from data_templates import Template
+from eval.evaluate import evaluate_run, score_run
+from eval.open_metric import METRICS, compute, open_metric
 from eval.report import report
-from eval.score import METRICS, load_metric, row_scores, score
-from eval.table import verdict
+from eval.score import score
+from eval.table import score_lines, verdict
 from sft import UserError
 from sft.cli import main
 from sft.model.load import decoding
@@ -26,6 +29,7 @@ from sft.tokens.opened import Opened
 from sft.write.ask import ask, open_run
 from sft.write.generate import write
 
+STORY = Path(__file__).parents[1] / "data_templates" / "story.py"
 CHINESE = "从前有座山，山上有座庙。"
 
 
@@ -232,9 +236,9 @@ def test_the_reference_scores_one_and_metrics_open_offline(name: str, write_reci
     for row in samples(template, template.example, "example"):
         _, segments = read_sample(template, row, "example")
         text = "".join(segment.text for segment in segments)
-        scores = row_scores(template, [{"prediction": text, "reference": text}] * 2)
-        assert bool(scores) == bool(template.metrics)
-        for metric, values in scores.items():
+        answers = [template.answer(text)] * 2
+        scores = [compute(name, open_metric(name), answers, answers) for name in template.metrics]
+        for metric, values in (pair for found in scores for pair in found.items()):
             assert values == pytest.approx([0.0, 0.0] if metric == "repetition" else [1.0, 1.0], abs=0.15), metric
             if metric not in ("repetition", "distinct2"):
                 assert values == pytest.approx([1.0, 1.0]), metric
@@ -245,30 +249,30 @@ def test_each_metric_folder_tells_right_from_wrong() -> None:
     assert len(folders) >= 5
     for name in {"rouge", "bleu", "chrf", "exact_answer"} & set(folders):
         right, wrong = ("answer: 42", "answer: 7") if name == "exact_answer" else (CHINESE, "hello there")
-        for result in load_metric(name).compute(predictions=[right, wrong], references=[right, right]).values():
+        for result in open_metric(name).compute(predictions=[right, wrong], references=[right, right]).values():
             assert result[0] == pytest.approx(1.0)
             assert result[1] < 0.5
 
 
 def test_repetition_and_distinct_by_hand() -> None:
     texts = ["a b c d a b c d", "a b c d e", CHINESE]
-    assert load_metric("repetition").compute(predictions=texts, references=texts)["repetition"] == pytest.approx(
+    assert open_metric("repetition").compute(predictions=texts, references=texts)["repetition"] == pytest.approx(
         [0.2, 0.0, 0.0]
     )
-    distinct = load_metric("distinct").compute(predictions=texts, references=texts)["distinct2"]
+    distinct = open_metric("distinct").compute(predictions=texts, references=texts)["distinct2"]
     assert distinct == pytest.approx([4 / 7, 1.0, 8 / 9])
 
 
 def test_short_perfect_answers_score_one_in_bleu() -> None:
     assert (
-        load_metric("bleu").compute(predictions=["yes", "好"], references=["yes", "好"])["bleu"]
+        open_metric("bleu").compute(predictions=["yes", "好"], references=["yes", "好"])["bleu"]
         == [pytest.approx(1.0)] * 2
     )
 
 
 def test_an_unknown_metric_is_an_error() -> None:
-    with pytest.raises(UserError, match="no metric `rogue`; there are"):
-        load_metric("rogue")
+    with pytest.raises(UserError, match="no metric `rogue`; did you mean `rouge`"):
+        open_metric("rogue")
 
 
 def test_intervals_cover_the_truth_about_as_often_as_they_say(tmp_path: Path) -> None:
@@ -287,3 +291,227 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say(tmp_path: Path) ->
         difference = score(tmp_path / str(trial), template, seed=trial)["metrics"]["loss"]["difference"]
         inside += difference["low"] <= -0.1 <= difference["high"]
     assert 86 <= inside <= 100
+
+
+# ---- metrics of the user's own
+
+DISTANCE = """import datasets
+import evaluate
+
+TABLE = {table!r}
+
+class Distance(evaluate.Metric):
+    {says}
+
+    def _info(self):
+        text = datasets.Value("string")
+        features = datasets.Features({{"predictions": text, "references": text}})
+        return evaluate.MetricInfo(description="", citation="", inputs_description="", features=features)
+
+    def _compute(self, predictions, references):
+        {body}
+"""
+APART = """return {"distance": [float(sum(a != b for a, b in zip(p.ljust(20), r.ljust(20))))
+                             for p, r in zip(predictions, references)]}"""
+
+
+def write_metric(folder: Path, says: str = "pass", body: str = APART, table: str = "") -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / f"{folder.name}.py").write_text(DISTANCE.format(says=says, body=body, table=table))
+    return folder
+
+
+@pytest.fixture
+def own(tmp_path: Path, scored: Recipe) -> Callable[..., tuple[Recipe, Path]]:
+    """`own(says, body)` -> the scored run in a folder of its own, its template with a metric of the user's, and that
+    metric's folder."""
+
+    def make(says: str = "pass", body: str = APART) -> tuple[Recipe, Path]:
+        metric = write_metric(tmp_path / "distance", says, body)
+        shutil.copytree(scored.folder, tmp_path / "run", dirs_exist_ok=True)
+        template = tmp_path / "mine.py"
+        story = STORY.read_text("utf-8")
+        template.write_text(re.sub(r"metrics=\(.*?\)", f"metrics=({str(metric)!r},)", story), "utf-8")
+        return load(tmp_path / "run", [f"template={template}"]), metric
+
+    return make
+
+
+def written(folder: Path) -> int:
+    return (folder / "tuned" / "predictions.jsonl").stat().st_mtime_ns
+
+
+def test_a_metric_that_fails_costs_no_prediction_and_is_scored_again_without_a_model(
+    own: Callable[..., tuple[Recipe, Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, metric = own(body="raise RuntimeError('not today')")
+    with pytest.raises(
+        UserError, match=r"metric `.*distance` failed: RuntimeError: not today.*`sft score` scores again"
+    ):
+        evaluate_run(recipe)
+    before = written(recipe.folder / "eval")
+    write_metric(metric)
+    for name in ("load_base", "load_trained"):
+        monkeypatch.setattr(f"eval.evaluate.{name}", lambda *_: pytest.fail("a model is loaded"))
+    folder = score_run(recipe)
+    assert "distance" in json.loads((folder / "scores.json").read_text())["metrics"]
+    assert written(folder) == before
+
+
+def test_an_edited_metric_or_answer_is_scored_again_from_the_same_predictions(
+    own: Callable[..., tuple[Recipe, Path]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, metric = own()
+
+    def value() -> float:
+        scores = json.loads((evaluate_run(recipe) / "scores.json").read_text())
+        return float(scores["metrics"]["distance"]["tuned"]["value"])
+
+    first, before = value(), written(recipe.folder / "eval")
+    assert first > 0
+    capsys.readouterr()
+    assert value() == first
+    assert "up to date" in capsys.readouterr().err
+    write_metric(metric, body="return {'distance': [7.0 for _ in predictions]}")
+    assert value() == 7
+    assert "scored again: distance/distance.py changed" in capsys.readouterr().err
+    (metric / "numbers.json").write_text("[3]")
+    read = f"import json; return {{'distance': json.load(open({str(metric / 'numbers.json')!r})) * len(predictions)}}"
+    write_metric(metric, body=read)
+    assert value() == 3
+    (metric / "numbers.json").write_text("[4]")
+    assert value() == 4, "a file that the metric reads"
+    write_metric(metric)
+    template = Path(recipe.template)
+    template.write_text(template.read_text().replace("metrics=", "answer=lambda text: '', metrics="), "utf-8")
+    assert value() == 0, "empty answers are no distance apart"
+    assert written(recipe.folder / "eval") == before
+
+
+@pytest.mark.parametrize(
+    ("says", "verdict"),
+    [
+        ("lower_is_better = True", "better"),
+        ("higher_is_better = False", "better"),
+        ("higher_is_better = True", "worse"),
+        ("lower_is_better = {'distance': True}", "better"),
+        ("pass", "changed"),
+        ("lower_is_better = {'another': True}", "changed"),
+    ],
+)
+def test_a_distance_that_falls_is_what_its_metric_says_of_it(tmp_path: Path, says: str, verdict: str) -> None:
+    metric = write_metric(tmp_path / "distance", says)
+    template = Template(fields={}, prompt=str, completion=str, metrics=(str(metric),))
+    for side, text in (("base", "a quite other text"), ("tuned", "the reference")):
+        lines = [{"prediction": text, "reference": "the reference", "ended": True}] * 20
+        (tmp_path / side).mkdir()
+        (tmp_path / side / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        (tmp_path / side / "losses.json").write_text(json.dumps([[1.0, 0, 1]] * 20))
+    _, lines = score_lines(score(tmp_path, template, 0))
+    (distance,) = [line for line in lines if line[0] == "distance"]
+    assert distance[-1] == verdict
+    assert float(distance[1]) > float(distance[2]) == 0
+
+
+@pytest.mark.parametrize(
+    ("says", "body", "message"),
+    [
+        ("higher_is_better = lower_is_better = True", APART, "says higher_is_better and lower_is_better True"),
+        ("lower_is_better = 'yes'", APART, "`lower_is_better` is 'yes'; write True, or a mapping"),
+        ("pass", "return {'distance': [1.0]}", "`distance` has 1 numbers for"),
+        ("pass", "return {'distance': [float('nan') for _ in predictions]}", "holds nan, which is not a finite number"),
+        ("pass", "return {'distance': ['far' for _ in predictions]}", "holds 'far', which is not a finite number"),
+        ("pass", "return 3", "it gives a mapping"),
+        ("pass", "raise SystemExit(0)", "failed: SystemExit"),
+        ("corpus = True", APART, "says corpus = True and gives `distance` for each row"),
+    ],
+)
+def test_what_a_metric_cannot_say_or_give_is_one_message(tmp_path: Path, says: str, body: str, message: str) -> None:
+    metric = write_metric(tmp_path / "distance", says, body)
+    template = Template(fields={}, prompt=str, completion=str, metrics=(str(metric),))
+    (tmp_path / "tuned").mkdir()
+    line = {"prediction": "a", "reference": "b", "ended": True}
+    (tmp_path / "tuned" / "predictions.jsonl").write_text(f"{json.dumps(line)}\n" * 3)
+    (tmp_path / "tuned" / "losses.json").write_text(json.dumps([[1.0, 0, 1]] * 3))
+    with pytest.raises(UserError) as error:
+        score(tmp_path, template, 0)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("metric", "message"),
+    [
+        ("rogue", "no metric `rogue`; did you mean `rouge`?"),
+        ("broken", "cannot be opened as a metric: SyntaxError"),
+        ("empty", "a metric's folder holds a file of its name, empty.py"),
+        ("none", "cannot be opened as a metric"),
+    ],
+)
+def test_a_metric_that_cannot_be_opened_is_reported_by_check_and_before_training(
+    tmp_path: Path, gpt2_like: Path, tiny_model: Callable[..., Path], write_recipe: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str], metric: str, message: str,
+) -> None:  # fmt: skip
+    for name, text in (("broken", "def :"), ("none", "x = 1\n")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.py").write_text(text)
+    (tmp_path / "empty").mkdir()
+    place = metric if metric == "rogue" else str(tmp_path / metric)
+    template = tmp_path / "mine.py"
+    template.write_text(re.sub(r"metrics=\(.*?\)", f"metrics=({place!r},)", STORY.read_text("utf-8")), "utf-8")
+    tiny_model(tmp_path / "model", gpt2_like)
+    recipe = write_recipe(tmp_path, template=str(template))
+    for command in ("check", "train"):
+        assert main([command, str(recipe)]) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "runs" / "run" / "adapter").exists()
+
+
+def test_scores_without_predictions_are_one_message(
+    tmp_path: Path, scored: Recipe, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(scored.folder, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "eval")
+    assert main(["score", str(tmp_path / "run")]) == 2
+    assert "holds no predictions to score; run `sft eval` first" in capsys.readouterr().err
+
+
+def test_bleu_of_the_corpus_is_sacrebleus_and_has_an_interval(tmp_path: Path) -> None:
+    import sacrebleu
+
+    references = [
+        f"the {word} went to the old mill by the river" for word in ["fox", "hen", "bear", "wolf", "crow"]
+    ] * 8
+    sides = {"base": [text.replace("mill", "well") for text in references], "tuned": references}
+    template = Template(fields={}, prompt=str, completion=str, metrics=("corpus_bleu", "bleu"))
+    for side, texts in sides.items():
+        (tmp_path / side).mkdir()
+        lines = [
+            json.dumps({"prediction": a, "reference": b, "ended": True}) for a, b in zip(texts, references, strict=True)
+        ]
+        (tmp_path / side / "predictions.jsonl").write_text("\n".join(lines))
+        (tmp_path / side / "losses.json").write_text(json.dumps([[1.0, 0, 1]] * len(texts)))
+    found = score(tmp_path, template, 0)["metrics"]["corpus_bleu"]
+    expected = sacrebleu.BLEU(tokenize="none").corpus_score(sides["base"], [references]).score / 100
+    assert found["base"]["value"] == pytest.approx(expected)
+    assert found["base"]["low"] <= expected <= found["base"]["high"]
+    assert found["tuned"] == pytest.approx({"value": 1.0, "low": 1.0, "high": 1.0})
+    assert found["shown_as"] == "BLEU of the corpus"
+
+
+def test_equal_models_are_said_to_be_equal_and_the_verdict_goes_by_the_interval(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    template = Template(fields={}, prompt=str, completion=str)
+    base = rng.normal(2, 0.5, 40)
+    for side, losses in (("base", base), ("tuned", base + rng.normal(-0.01, 0.3, 40))):
+        (tmp_path / side).mkdir()
+        (tmp_path / side / "losses.json").write_text(json.dumps([[loss, 0, 1] for loss in losses]))
+        (tmp_path / side / "predictions.jsonl").write_text("")
+    scores = score(tmp_path, template, 0)
+    difference = scores["metrics"]["loss"]["difference"]
+    assert difference["low"] < 0 < difference["high"]
+    assert difference["value"] != 0
+    assert verdict(scores).startswith(
+        "No difference between tuned model and base could be shown: loss on 40 held-out rows"
+    )
+    _, lines = score_lines(scores)
+    assert {line[-1] for line in lines} == {"not clear"}

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft import UserError
-from sft.files import read_json, whole_folder, write_json
+from sft.files import read_json, seal, sealed, whole_folder, write_json
 from sft.merge import merge
 from sft.model import parity
-from sft.model.artifact import load_artifact, open_artifact, seal, sealed
+from sft.model.artifact import load_artifact, open_artifact
 from sft.recipe import Recipe
 from sft.rows.read import load_python
 from sft.run import check_files, check_language_model, check_owner

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_templates import Template
 from sft import UserError
-from sft.files import altered, checksums, read_json, sizes, write_json, write_text
+from sft.files import altered, read_json, write_text
 from sft.model.load import decoding, device, without_bars
 from sft.recipe import Recipe, dump, load
 from sft.rows.template import has_prompt, read_prompt, template_file
@@ -48,24 +48,6 @@ def furnish(opened: Opened, folder: Path) -> None:
     if recipe.template.endswith(".py"):
         _take_template(opened, folder)
     write_text(folder / "recipe.yaml", dump(_portable(recipe, codec)))
-
-
-def seal(folder: Path, made_of: Any) -> None:
-    """Write `files.json`, the last file of a folder: what it was made of, and the sizes and checksums of the others."""
-    write_json(folder / "files.json", {"made_of": made_of, "files": sizes(folder), "sha256": checksums(folder)})
-
-
-def sealed(folder: Path, made_of: Any) -> bool:
-    """Whether the folder holds, whole, what is made of this. Raises UserError where it holds something else than ours,
-    which is not replaced."""
-    if not (folder / "files.json").is_file():
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise UserError(f"{folder}: is there already and was not written by sft; move it away, or name another one")
-        return False
-    before = read_json(folder / "files.json")
-    if not isinstance(before, dict) or not {"made_of", "sha256"} <= before.keys():
-        raise UserError(f"{folder}: holds a files.json that sft did not write; move it away, or name another one")
-    return before["made_of"] == json.loads(json.dumps(made_of)) and altered(folder, before["sha256"]) is None
 
 
 def _take_template(opened: Opened, folder: Path) -> None:

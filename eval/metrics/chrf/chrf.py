@@ -1,15 +1,13 @@
 """chrF of each prediction, 0 to 1, by sacrebleu: character n-grams. Popović, 2015, https://aclanthology.org/W15-3049."""
 
-import datasets
-import evaluate
 import sacrebleu
 
+import eval.metric
 
-class Chrf(evaluate.Metric):
-    def _info(self) -> evaluate.MetricInfo:
-        text = datasets.Value("string")
-        return evaluate.MetricInfo(description=__doc__, citation="", inputs_description="texts",
-                                   features=datasets.Features({"predictions": text, "references": text}))  # fmt: skip
+
+class Chrf(eval.metric.TextMetric):
+    higher_is_better = True
+    shown_as = {"chrf": "chrF"}
 
     def _compute(self, predictions: list[str], references: list[str]) -> dict[str, list[float]]:
         scorer = sacrebleu.CHRF()

@@ -1,23 +1,14 @@
 """exact_answer: does the answer line state the reference's answer? Numbers are compared as numbers, units aside."""
 
-import datasets
-import evaluate
-
+import eval.metric
 from data_templates.pseudocode_cot import split
 from eval.pseudocode import canonical
 
 
-class ExactAnswer(evaluate.Metric):
+class ExactAnswer(eval.metric.TextMetric):
     """Whole completions -> `exact_answer`, 1.0 or 0.0 a row: `Answer: 1,000 yuan` is `Answer: 1000`."""
 
-    def _info(self) -> evaluate.MetricInfo:
-        text = datasets.Value("string")
-        return evaluate.MetricInfo(
-            description=__doc__,
-            citation="",
-            inputs_description="predictions, references: texts with an answer line",
-            features=datasets.Features({"predictions": text, "references": text}),
-        )
+    higher_is_better = True
 
     def _compute(self, predictions: list[str], references: list[str]) -> dict[str, list[float]]:
         pairs = zip(predictions, references, strict=True)

@@ -1,17 +1,13 @@
 """F1, the harmonic mean of precision and recall, of each class, and their mean over the classes that occur."""
 
-import datasets
-import evaluate
 import sklearn.metrics
 
+import eval.metric
 
-class F1(evaluate.Metric):
-    def _info(self) -> evaluate.MetricInfo:
-        number = datasets.Value("int64")
-        features = datasets.Features({"predictions": number, "references": number})
-        return evaluate.MetricInfo(
-            description=__doc__, citation="", inputs_description="numbers of classes", features=features
-        )
+
+class F1(eval.metric.ClassMetric):
+    higher_is_better = True
+    corpus = True
 
     def _compute(self, predictions: list[int], references: list[int]) -> dict[str, float]:
         return {"f1": float(sklearn.metrics.f1_score(references, predictions, average="macro"))}

@@ -1,16 +1,11 @@
-"""Repetition of each prediction: the share of its runs of four words that it has written before. Lower is better."""
+"""Repetition of each prediction: the share of its runs of four words that it has written before."""
 
-import datasets
-import evaluate
-
+import eval.metric
 import eval.words
 
 
-class Repetition(evaluate.Metric):
-    def _info(self) -> evaluate.MetricInfo:
-        text = datasets.Value("string")
-        return evaluate.MetricInfo(description=__doc__, citation="", inputs_description="texts",
-                                   features=datasets.Features({"predictions": text, "references": text}))  # fmt: skip
+class Repetition(eval.metric.TextMetric):
+    lower_is_better = True
 
     def _compute(self, predictions: list[str], references: list[str]) -> dict[str, list[float]]:
         runs = [eval.words.ngrams(eval.words.words(text), 4) for text in predictions]

@@ -1,27 +1,18 @@
 """steps: do the written steps run, do they lead to the answer stated below them, and is that the right answer?"""
 
-import datasets
-import evaluate
-
+import eval.metric
 from data_templates.pseudocode_cot import split
 from eval.pseudocode import PseudocodeError, canonical, run, show
 
 
-class Steps(evaluate.Metric):
+class Steps(eval.metric.TextMetric):
     """Whole completions -> three scores, each 1.0 or 0.0 a row.
 
     `steps_run`: the pseudocode runs. `steps_agree`: it comes to what the answer line states. `steps_correct`: it comes
     to the reference's answer, whatever the answer line states.
     """
 
-    def _info(self) -> evaluate.MetricInfo:
-        text = datasets.Value("string")
-        return evaluate.MetricInfo(
-            description=__doc__,
-            citation="",
-            inputs_description="predictions, references: pseudocode, then an answer line",
-            features=datasets.Features({"predictions": text, "references": text}),
-        )
+    higher_is_better = True
 
     def _compute(self, predictions: list[str], references: list[str]) -> dict[str, list[float]]:
         rows = [_judge(*pair) for pair in zip(predictions, references, strict=True)]
