@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import BitsAndBytesConfig
 
-from sft.memory import facts
+from sft.memory import model_facts
 from sft.memory.trace import Step, trace
 from sft.show import table
 
@@ -125,7 +125,7 @@ def main() -> None:
     lines = []
     known = []
     for row in ROWS:
-        config, _ = facts.config(row.model)
+        config, _ = model_facts.config(row.model)
         step = Step(config, row.lora, **row.settings)
         predicted = trace(step).peak / row.unit
         error = predicted / row.published - 1

@@ -20,11 +20,12 @@ import torch
 from ruamel.yaml import YAML
 from train import made
 
+from sft.model.adapter import in_weights
 from sft.model.load import decoding, keep_freed_memory, load_trained
 from sft.recipe import Recipe, load
 from sft.tokens.opened import Opened
 from sft.train.stage import train
-from sft.write.generate import answering, write
+from sft.write.generate import write
 
 NEW = 160
 SHAPE = {"model_type": "llama", "hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4,
@@ -83,7 +84,7 @@ def batched(model: Any, codec: Any, prompts: list[list[int]], config: Any, size:
 
 
 def own(model: Any, codec: Any, prompts: list[list[int]], config: Any, batch_tokens: int) -> list[str]:
-    with answering(model):
+    with in_weights(model):
         return [text for text, _ in write(model, codec, prompts, config, batch_tokens)]
 
 

@@ -114,7 +114,8 @@ def one(file: str, cap: int, length: int, steps: int) -> dict[str, float]:
     from datasets import Dataset
     from transformers import TrainerCallback
 
-    from sft.model.load import add_adapter, load_base
+    from sft.model.adapter import add_adapter
+    from sft.model.load import load_base
     from sft.tokens.prepare import Tokens
     from sft.train.arguments import arguments
     from sft.train.trainer import make_trainer

@@ -20,8 +20,8 @@ from typing import Any
 
 from sft import UserError, export
 from sft.files import read_json
-from sft.memory import facts
-from sft.merge import Options, merge
+from sft.memory import model_facts
+from sft.merge import MergeOptions, merge
 from sft.recipe import Recipe
 from sft.recipe.read import load, shipped
 from sft.train.stage import train
@@ -59,9 +59,9 @@ def cases() -> dict[tuple[str, str], dict[str, Any]]:
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for path in shipped():
         recipe = load(path)
-        if recipe.lora is None:
+        if not recipe.has_adapter:
             continue
-        model: Any = recipe.base.model if recipe.base else (facts.known(str(recipe.model)) or {})["config"]
+        model: Any = recipe.base.model if recipe.base else (model_facts.known(str(recipe.model)) or {})["config"]
         kind = str(model["model_type"])
         config = SIZES | OWN[kind] | {key: model[key] for key in SHAPED if model.get(key) is not None}
         found.setdefault((kind, recipe.quantization), {"model_type": kind} | config)
@@ -93,7 +93,7 @@ def merged(recipe: Recipe) -> dict[str, str]:
     """Column -> how far the merged model is from the one that was trained."""
     cells = {}
     for column, how in COLUMNS[recipe.quantization].items():
-        options = Options(dtype=how) if recipe.quantization == "none" else Options(how, "float32")
+        options = MergeOptions(dtype=how) if recipe.quantization == "none" else MergeOptions(how, "float32")
         with contextlib.redirect_stdout(io.StringIO()):
             cells[column] = cell(read_json(merge(recipe, options) / "parity.json"))
     return cells

@@ -9,13 +9,13 @@ from eval.ngrams import ngram_losses, order_name
 from eval.score import score, scored
 from sft import UserError
 from sft.files import altered, read_json, seal, sealed, whole_folder, write_json
+from sft.model.adapter import as_base, in_weights
 from sft.model.load import decoding, keep_freed_memory, load_base, load_trained
 from sft.recipe import Recipe
 from sft.run import check_owner, finished
 from sft.tokens.opened import Opened
 from sft.tokens.prepare import Tokens
-from sft.write.generate import answering, as_base
-from sft.write.predict import chosen, predict
+from sft.write.predict import predict, rows_to_ask
 
 
 def evaluate_run(recipe: Recipe) -> Path:
@@ -81,16 +81,16 @@ def _predict(opened: Opened, part: Path) -> None:
     """Losses and predictions of all models, each in a folder of its own."""
     recipe, tokenizer, tokens, codec = opened.recipe, opened.tokenizer, opened.tokens, opened.codec
     config = decoding(recipe, codec)
-    rows = chosen(tokens.test, _asked(opened), recipe.eval.seed)
+    rows = rows_to_ask(tokens.test, _asked(opened), recipe.eval.seed)
     if recipe.scratch is not None:  # first, as it may not know all of the rows
         _predict_scratch(recipe, recipe.scratch, tokens.test, rows, part)
-    if recipe.lora is None and not isinstance(recipe.model, dict):
+    if not recipe.has_adapter and not isinstance(recipe.model, dict):
         predict(load_base(recipe, tokenizer), codec, tokens.test, rows, config, recipe, part / "base")
     model = load_trained(recipe, tokenizer)
-    if recipe.lora is not None:
+    if recipe.has_adapter:
         with as_base(model):
             predict(model, codec, tokens.test, rows, config, recipe, part / "base")
-    with answering(model):
+    with in_weights(model):
         predict(model, codec, tokens.test, rows, config, recipe, part / "tuned")
     for order in recipe.eval.ngrams:
         counted = ngram_losses(tokens.train, list(tokens.test), order, len(tokenizer))

@@ -432,13 +432,14 @@ def _merge(options: argparse.Namespace) -> int:
 
     recipes = [load(name, options.overrides) for name in names]
     from sft.files import read_json
-    from sft.merge import Mix, Options, merge, merge_several
+    from sft.merge import MergeOptions, merge, merge_several
+    from sft.model.adapter import Mix
 
     if options.score:
         from eval.score import score as scorer
 
     score = scorer if options.score else None
-    how = Options(options.route, options.dtype, options.score, options.shard)
+    how = MergeOptions(options.route, options.dtype, options.score, options.shard)
     if len(names) == 1:
         folder = merge(recipes[0], how, Path(options.output).resolve() if options.output else None, score)
     else:
@@ -485,7 +486,7 @@ def _schema(options: argparse.Namespace) -> None:
 
 
 def _add_facts(options: argparse.Namespace) -> None:
-    from sft.memory.facts import add
+    from sft.memory.model_facts import add
 
     print(add(options.model, options.folder))
 

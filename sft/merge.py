@@ -21,6 +21,7 @@ from data_templates import Template
 from sft import UserError
 from sft.files import read_json, seal, sealed, whole_folder, write_json, write_text
 from sft.model import parity
+from sft.model.adapter import Mix, mix_adapters, not_mergeable, not_mixable, open_adapter, sum_into_weights
 from sft.model.artifact import furnish
 from sft.model.load import decoding, device, load_base, load_trained
 from sft.model.loss import output_losses
@@ -28,25 +29,18 @@ from sft.recipe import Recipe
 from sft.run import check_files, check_language_model, check_owner
 from sft.show import say, table
 from sft.tokens.opened import Opened
-from sft.write.predict import chosen, predict
+from sft.write.predict import predict, rows_to_ask
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 ROUTES = ("dequantized", "original")
-METHODS = ("cat", "linear", "svd", "ties", "dare_ties")
-"""Of `peft.LoraModel.add_weighted_adapter`. `cat` is the weighted sum itself, `svd` its best part of the old rank;
-`linear` sums A and B apart, `ties` and `dare_ties` leave small or random parts out of them."""
-
 UNEQUAL = "NOT_THE_TRAINED_MODEL.txt"
 """The file in a merged folder that says what is past the tolerance."""
 
-SUMMED_WRONG = ("use_dora", "use_rslora", "lora_bias", "modules_to_save", "trainable_token_indices")
-"""Settings of `lora:` that add_weighted_adapter takes without a word, and whose adapters it does not sum."""
-
 
 @dataclass(frozen=True)
-class Options:
+class MergeOptions:
     """How a merged folder is written."""
 
     route: str = "dequantized"
@@ -63,22 +57,12 @@ class Options:
     """Largest size of a file of weights."""
 
 
-@dataclass(frozen=True)
-class Mix:
-    """How several adapters become one."""
-
-    weights: tuple[float, ...]
-    method: str = "cat"
-    density: float | None = None
-    """For `ties` and `dare_ties`: the share of values that is kept."""
-
-
 Scorer = Callable[[Path, Template, int], dict[str, Any]]
 """Scores of a folder of predictions, by the template's metrics; the seed is for the intervals."""
 
 
 def merge(
-    recipe: Recipe, options: Options = Options(), folder: Path | None = None, score: Scorer | None = None
+    recipe: Recipe, options: MergeOptions = MergeOptions(), folder: Path | None = None, score: Scorer | None = None
 ) -> Path:
     """Write the trained model of a run as an ordinary transformers folder, `runs/NAME/merged`, and return it.
 
@@ -91,7 +75,11 @@ def merge(
 
 
 def merge_several(
-    recipes: Sequence[Recipe], mix: Mix, folder: Path, options: Options = Options(), score: Scorer | None = None
+    recipes: Sequence[Recipe],
+    mix: Mix,
+    folder: Path,
+    options: MergeOptions = MergeOptions(),
+    score: Scorer | None = None,
 ) -> Path:
     """The same for the weighted sum of several runs' adapters, which have one base and one quantisation in common.
 
@@ -104,12 +92,8 @@ def merge_several(
     if mix.density is not None and "ties" not in mix.method:
         raise UserError(f"--density is for ties and dare_ties; `{mix.method}` keeps all values, so leave it out")
     for recipe in recipes:
-        if wrong := next((key for key in SUMMED_WRONG if (recipe.lora or {}).get(key)), None):
-            raise UserError(
-                f"{recipe.folder}: `lora.{wrong}` is set, and peft cannot sum such adapters; merge it alone"
-            )
-        if recipe.lora is None:
-            raise UserError(f"{recipe.folder}: all weights were trained, there is no adapter; merge adapters alone")
+        if reason := not_mixable(recipe):
+            raise UserError(f"{recipe.folder}: {reason}")
         if recipe.quantization != recipes[0].quantization:
             raise UserError(
                 f"{recipe.folder}: has another `quantization` than {recipes[0].folder}; adapters of one base sum"
@@ -117,8 +101,12 @@ def merge_several(
     return _merge(recipes, mix, options, folder, score)
 
 
-def _merge(recipes: Sequence[Recipe], mix: Mix | None, options: Options, folder: Path, score: Scorer | None) -> Path:
+def _merge(
+    recipes: Sequence[Recipe], mix: Mix | None, options: MergeOptions, folder: Path, score: Scorer | None
+) -> Path:
     for one in recipes:
+        if reason := not_mergeable(one):
+            raise UserError(f"{one.folder}: {reason}; use the adapter beside its base: sft export --to adapter")
         check_language_model(one)
         check_files(one)
     runs = [Opened(recipe) for recipe in recipes]
@@ -149,7 +137,7 @@ def _merge(recipes: Sequence[Recipe], mix: Mix | None, options: Options, folder:
         found |= {"route": options.route if recipe.quantization != "none" else None, "dtype": dtype}
         found |= {"mixed": _alone(runs, mix, adapter) if mix else None}
         found |= {"tolerance": parity.tolerance(dtype, recipe.quantization)}
-        found |= {"problems": parity.verdict(found, found["tolerance"])}
+        found |= {"problems": parity.past_tolerance(found, found["tolerance"])}
         write_json(part / "parity.json", found)
         if found["problems"]:
             write_text(part / UNEQUAL, "".join(f"{problem}\n" for problem in found["problems"]))
@@ -159,7 +147,7 @@ def _merge(recipes: Sequence[Recipe], mix: Mix | None, options: Options, folder:
     return folder
 
 
-def _made_of(recipes: Sequence[Recipe], mix: Mix | None, options: Options) -> dict[str, Any]:
+def _made_of(recipes: Sequence[Recipe], mix: Mix | None, options: MergeOptions) -> dict[str, Any]:
     """What a merged folder follows from: the runs with the bytes they left, how they are asked, and what is wanted."""
     runs = [[read_json(r.folder / "run.json"), read_json(r.folder / "train.json")["sha256"]] for r in recipes]
     digest = hashlib.sha256(json.dumps(runs).encode()).hexdigest()
@@ -169,19 +157,22 @@ def _made_of(recipes: Sequence[Recipe], mix: Mix | None, options: Options) -> di
 
 
 def _merged(
-    recipes: Sequence[Recipe], mix: Mix | None, tokenizer: "PreTrainedTokenizerFast", options: Options, part: Path
+    recipes: Sequence[Recipe], mix: Mix | None, tokenizer: "PreTrainedTokenizerFast", options: MergeOptions, part: Path
 ) -> tuple["PreTrainedModel", Path]:
     """The merged model in its dtype, and the folder of the adapter that is in it."""
     recipe = recipes[0]
-    if recipe.lora is None:
+    if not recipe.has_adapter:
         return _stored(recipe.trained, options.dtype), recipe.trained
     plain = load_base(_plain(recipe, options.dtype), tokenizer)
     if getattr(plain.config, "quantization_config", None) is not None:
         raise UserError(f"{recipe.model}: is stored quantised; an adapter is merged into a base of 16 or 32 bits")
     if recipe.quantization != "none" and options.route == "dequantized":
         _dequantize_into(plain, load_base(recipe, tokenizer))
-    adapter = _mixed(plain, recipes, mix, part / ".work" / "mix") if mix else recipe.trained
-    return _add(plain, adapter, "the sum of the adapters" if mix else str(adapter)), adapter
+    if mix is None:
+        return sum_into_weights(plain, recipe.trained, str(recipe.trained)), recipe.trained
+    seed = int(recipe.trainer.get("seed", 42))
+    adapter = mix_adapters(plain, [r.trained for r in recipes], mix, seed, part / ".work" / "mix")
+    return sum_into_weights(plain, adapter, "the sum of the adapters"), adapter
 
 
 def _plain(recipe: Recipe, dtype: str) -> Recipe:
@@ -217,68 +208,16 @@ def _dequantize_into(plain: "PreTrainedModel", quantized: "PreTrainedModel") -> 
         place.weight.data.copy_(values.T if isinstance(place, Conv1D) else values)
 
 
-def _add(plain: "PreTrainedModel", adapter: Path, name: str) -> "PreTrainedModel":
-    """The model with the adapter in its weights, summed in float32, a layer at a time."""
-    from peft.tuners.lora import LoraLayer
-
-    model, changed = _with_adapter(plain, adapter), False
-    for layer in [module for module in model.modules() if isinstance(module, LoraLayer)]:
-        base = layer.get_base_layer()
-        kept = [parameter.data for parameter in base.parameters()]
-        base.float()
-        try:
-            layer.merge(safe_merge=True)
-        except ValueError as error:
-            raise UserError(f"{name}: holds values that are no finite numbers; train with a lower rate") from error
-        for parameter, data in zip(base.parameters(), kept, strict=True):
-            changed |= not torch.equal(data, parameter.data.to(data.dtype))
-            parameter.data = data.copy_(parameter.data)  # where it was: new places would hold the model twice
-    if not changed:
-        raise UserError(
-            f"{name}: changes no weight of its base in {plain.dtype}: its own are 0, or too small; "
-            "train longer, or write --dtype float32"
-        )
-    return model.unload().to(plain.dtype)  # layers in `modules_to_save` come in float32
-
-
-def _with_adapter(model: "PreTrainedModel", adapter: Path, name: str = "default") -> Any:
-    from peft import PeftModel
-
-    try:
-        return PeftModel.from_pretrained(model, str(adapter), adapter_name=name)
-    except (RuntimeError, ValueError) as error:
-        raise UserError(f"{adapter}: does not fit its base: {' '.join(str(error).split())[:300]}") from error
-
-
-def _mixed(plain: "PreTrainedModel", recipes: Sequence[Recipe], mix: Mix, folder: Path) -> Path:
-    """The weighted sum of the adapters, written as an adapter."""
-    from transformers import set_seed
-
-    names = [f"run_{number}" for number in range(len(recipes))]  # peft takes "0" for the layer of that number as well
-    model = _with_adapter(plain, recipes[0].trained, names[0])
-    set_seed(int(recipes[0].trainer.get("seed", 42)))  # dare_ties draws
-    try:
-        for name, recipe in list(zip(names, recipes, strict=True))[1:]:
-            model.load_adapter(str(recipe.trained), adapter_name=name)
-        weights, density = list(mix.weights), mix.density
-        model.add_weighted_adapter(names, weights, "sum", combination_type=mix.method, density=density)
-    except (RuntimeError, ValueError, TypeError) as error:
-        raise UserError(f"peft cannot sum these adapters by `{mix.method}`: {error}") from error
-    model.save_pretrained(folder, selected_adapters=["sum"], save_embedding_layers=False)
-    model.unload()
-    return folder / "sum"
-
-
-def _compare(opened: Opened, options: Options, adapter: Path, part: Path, score: Scorer | None) -> dict[str, Any]:
+def _compare(opened: Opened, options: MergeOptions, adapter: Path, part: Path, score: Scorer | None) -> dict[str, Any]:
     """The folder, loaded afresh, against the model that was trained: quantised base and adapter, as it was scored."""
     recipe, codec, test = opened.recipe, opened.codec, opened.tokens.test
-    work, rows = part / ".work", parity.chosen(opened.tokens)
-    rows_to_ask = chosen(test, recipe.eval.rows, recipe.eval.seed)
+    work, rows = part / ".work", parity.rows_to_compare(opened.tokens)
+    asked = rows_to_ask(test, recipe.eval.rows, recipe.eval.seed)
     config = decoding(recipe, codec)
 
     def written(model: Any, side: str) -> None:
         if options.score:
-            predict(model, codec, test, rows_to_ask, config, recipe, work / "scores" / side)
+            predict(model, codec, test, asked, config, recipe, work / "scores" / side)
 
     trained = _trained(recipe, opened.tokenizer, adapter)
     reference = parity.recorded(rows, parity.of_model(trained), work / "logits")
@@ -287,7 +226,7 @@ def _compare(opened: Opened, options: Options, adapter: Path, part: Path, score:
     gc.collect()
     torch.cuda.empty_cache()
     merged = _placed(_stored(part, "auto"), recipe)
-    found = parity.measure(rows, reference, parity.of_model(merged))
+    found = parity.differences(rows, reference, parity.of_model(merged))
     written(merged, "tuned")
     scores = score(work / "scores", opened.template, recipe.eval.seed) if options.score and score else None
     return found | {"scores": scores}
@@ -301,19 +240,19 @@ def _placed(model: Any, recipe: Recipe) -> Any:
 
 def _trained(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast", adapter: Path) -> Any:
     """The model that was trained, as it is scored. A CPU's 4-bit layers are left as they were in training."""
-    if recipe.lora is None:
+    if not recipe.has_adapter:
         return load_trained(recipe, tokenizer)
-    return _with_adapter(load_base(recipe, tokenizer, exact=True), adapter)
+    return open_adapter(load_base(recipe, tokenizer, exact=True), adapter)
 
 
 def _alone(runs: Sequence[Opened], mix: Mix, adapter: Path) -> list[dict[str, Any]]:
     """Of each run: its weight, and the loss on its own held-out rows by its adapter alone and by the sum."""
     tokenizer = runs[0].tokenizer
-    model = _with_adapter(load_base(runs[0].recipe, tokenizer, exact=True), adapter, "sum")
+    model = open_adapter(load_base(runs[0].recipe, tokenizer, exact=True), adapter, "sum")
     found = []
     for number, (run, weight) in enumerate(zip(runs, mix.weights, strict=True)):
         recipe = run.recipe
-        model.load_adapter(str(recipe.trained), adapter_name=f"run_{number}")
+        model = open_adapter(model, recipe.trained, f"run_{number}")
         rows = run.tokens.test
         rows = rows.select(range(min(len(rows), 64)))
         losses = {}

@@ -13,7 +13,7 @@ from transformers import AutoConfig, BitsAndBytesConfig
 
 from sft import UserError
 from sft.cli import main
-from sft.memory import facts
+from sft.memory import model_facts
 from sft.memory.fit import (
     HEADER,
     automatic,
@@ -51,7 +51,7 @@ FOUR_BITS = BitsAndBytesConfig(
 
 def step(kind: str, **changes: Any) -> Step:
     config = AutoConfig.for_model(kind, **(SMALL | SHAPES[kind]))
-    settings: dict[str, Any] = {"lora": {"target_modules": "all-linear"}, "rows": 2, "length": 96}
+    settings: dict[str, Any] = {"adapter": {"target_modules": "all-linear"}, "rows": 2, "length": 96}
     settings["checkpointing"] = None if kind == "openai-gpt" else {}
     return Step(config, **(settings | changes))
 
@@ -67,8 +67,8 @@ def test_two_depths_extended_are_the_whole_trace(kind: str) -> None:
         {"checkpointing": None},
         {"quantization": FOUR_BITS},
         {"quantization": BitsAndBytesConfig(load_in_8bit=True)},
-        {"lora": None, "dtype": torch.float32},
-        {"accumulate": 4, "lora": None, "dtype": torch.float32},
+        {"adapter": None, "dtype": torch.float32},
+        {"accumulate": 4, "adapter": None, "dtype": torch.float32},
         {"packed": True},
         {"head": "all", "autocast": None},
         {"head": "learned", "padded": False},
@@ -83,11 +83,11 @@ def test_weights_adapter_and_optimizer_are_those_that_the_libraries_make() -> No
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    one = step("llama", lora={"target_modules": "all-linear", "r": 4}, dtype=torch.float32)
+    one = step("llama", adapter={"target_modules": "all-linear", "r": 4}, dtype=torch.float32)
     real = AutoModelForCausalLM.from_config(one.config)
     counts = [p.numel() for p in real.parameters()]
     buffers = [b.numel() for b in real.buffers()]
-    model = get_peft_model(real, LoraConfig(task_type="CAUSAL_LM", **(one.lora or {})))
+    model = get_peft_model(real, LoraConfig(task_type="CAUSAL_LM", **(one.adapter or {})))
     trained = [p.numel() for p in model.parameters() if p.requires_grad]
     memory = trace(one)
     assert (memory.parameters, memory.trainable) == (sum(counts) + sum(trained), sum(trained))
@@ -148,7 +148,7 @@ def test_what_takes_more_memory_is_predicted_to() -> None:
     assert trace(step("llama", length=192)).peak > plain
     assert trace(step("llama", checkpointing=None)).peak > plain
     assert trace(step("llama", quantization=FOUR_BITS)).bytes["weights"] < trace(step("llama")).bytes["weights"]
-    assert trace(step("llama", lora=None, accumulate=2)).peak >= trace(step("llama", lora=None)).peak
+    assert trace(step("llama", adapter=None, accumulate=2)).peak >= trace(step("llama", adapter=None)).peak
     assert set(trace(step("llama")).bytes) == set(KINDS)
 
 
@@ -259,11 +259,11 @@ PUBLISHED = {
 def test_shipped_configs_have_the_published_number_of_parameters() -> None:
     from transformers import AutoModelForCausalLM
 
-    files = sorted(facts.FOLDER.glob("*.json"))
+    files = sorted(model_facts.FOLDER.glob("*.json"))
     assert len(files) >= 24
     for file in files:
         fact = json.loads(file.read_text("utf-8"))
-        assert facts.known(fact["model"]) == fact
+        assert model_facts.known(fact["model"]) == fact
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**fact["config"]))
         if fact["model"] in PUBLISHED:

@@ -23,7 +23,7 @@ from sft.tokens.opened import Opened
 from sft.write.ask import ask, from_terminal, open_run
 from sft.write.generate import read, write
 from sft.write.next import explore, readable
-from sft.write.stream import Text, Together, _settled, processors, stream
+from sft.write.stream import Text, TextBatch, _settled, processors, stream
 
 PROMPTS = [[5, 6, 7], [9, 3, 17] * 10, [4, 8, 11, 3, 6], [77]]
 SMALL: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 300,
@@ -64,15 +64,15 @@ def test_texts_that_join_and_leave_each_other_are_those_written_alone(kind: str)
         for ids in PROMPTS
     ]
     first, second, third, last = texts = [Text(numbers(), ids, config, 0) for ids in PROMPTS]
-    together, gone = Together(model), Text(numbers(), [3] * 40, config, 0)
+    batch, gone = TextBatch(model), Text(numbers(), [3] * 40, config, 0)
     for text in (first, gone, second, third):
-        together.join(text)
-        together.step()
-    together.leave(gone)
-    together.step()
-    together.join(last)
-    while together.texts:
-        together.step()
+        batch.join(text)
+        batch.step()
+    batch.leave(gone)
+    batch.step()
+    batch.join(last)
+    while batch.texts:
+        batch.step()
     assert [text.written for text in texts] == [ids.tolist() for ids in alone]
     assert len({token for text in texts for token in text.written}) > 20
     assert not gone.end
@@ -235,9 +235,9 @@ def test_a_file_holds_prompts_and_rows(tuned: Recipe, tmp_path: Path, capsys: py
 
 
 def test_a_folder_outside_its_run_answers_as_the_run(tuned: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
-    from sft.merge import Options, merge
+    from sft.merge import MergeOptions, merge
 
-    folder = merge(tuned, Options())
+    folder = merge(tuned, MergeOptions())
     capsys.readouterr()
     for place in (folder, tuned.folder):
         assert main(["generate", str(place), "--prompt", "Tom went home."]) == 0

@@ -17,7 +17,8 @@ from eval.score import score
 from sft import UserError
 from sft.cli import main
 from sft.files import checksums, read_json, sizes, write_json
-from sft.merge import METHODS, UNEQUAL, Mix, Options, merge, merge_several
+from sft.merge import UNEQUAL, MergeOptions, merge, merge_several
+from sft.model.adapter import MIX_METHODS, Mix
 from sft.recipe import Recipe, dump, load
 from sft.rows.read import load_python
 from sft.tokens.opened import Opened
@@ -78,7 +79,7 @@ def test_every_architecture_is_the_trained_model_after_merging_saving_and_loadin
     place = architectures / f"{kind}-{CASES[kind, quantization].get('hidden_act')}"  # recipes of one kind may differ
     place.mkdir(exist_ok=True)
     recipe = bench.trained(place, CASES[kind, quantization], quantization, steps=6, rows=60)
-    folder = merge(recipe, Options(dtype="float32"))
+    folder = merge(recipe, MergeOptions(dtype="float32"))
     parity = parity_of(folder)
     assert parity["problems"] == []
     assert not (folder / UNEQUAL).exists()
@@ -144,12 +145,12 @@ def test_what_is_there_is_kept_where_it_fits_and_replaced_whole_where_it_does_no
     (folder / "model.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
     merge(recipe)
     assert (folder / "model.safetensors").read_bytes() == weights
-    merge(recipe, Options(dtype="bfloat16", shard="100KB"))
+    merge(recipe, MergeOptions(dtype="bfloat16", shard="100KB"))
     assert not (folder / "model.safetensors").exists()
     assert len([*folder.glob("model-*.safetensors")]) > 2
     assert parity_of(folder)["dtype"] == "bfloat16"
     spoil(recipe, lambda tensors: {name: tensor * 0.5 for name, tensor in tensors.items()})
-    merge(recipe, Options(dtype="bfloat16", shard="100KB"))
+    merge(recipe, MergeOptions(dtype="bfloat16", shard="100KB"))
     assert "up to date" not in capsys.readouterr().err
     assert parity_of(folder)["problems"] == []
 
@@ -168,7 +169,7 @@ def test_the_original_route_is_not_the_trained_model_and_says_so(
 
 def test_scores_of_both_are_compared_row_by_row(runs: Path, tmp_path: Path) -> None:
     recipe = load(runs / "lora" / "recipe.yaml", ["generation.max_new_tokens=4", "eval.rows=2"])
-    scores = parity_of(merge(recipe, Options(score=True), tmp_path / "m", score))["scores"]
+    scores = parity_of(merge(recipe, MergeOptions(score=True), tmp_path / "m", score))["scores"]
     assert scores["generated"] == 2
     for metric in ("loss", "rougeL", "chrf"):
         assert abs(scores["metrics"][metric]["difference"]["value"]) < 1e-4
@@ -333,7 +334,7 @@ def test_several_adapters_are_summed_by_their_weights(
     torch.testing.assert_close(weights["sum"] - weights["base"], expected, atol=1e-6, rtol=1e-4)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", MIX_METHODS)
 def test_each_method_gives_a_folder_that_is_its_adapter(runs: Path, second: Path, tmp_path: Path, method: str) -> None:
     recipes = [load(runs / "lora"), load(second)]
     parity = parity_of(
@@ -394,7 +395,7 @@ def test_a_real_pretrained_model_goes_the_whole_way(tmp_path: Path, real_data: P
     assert parity["problems"] == []
     assert parity["mean_kl"] < (1e-10 if quantization == "none" else 1e-3)
     if quantization == "4bit":
-        original = parity_of(merge(recipe, Options("original"), tmp_path / "original"))
+        original = parity_of(merge(recipe, MergeOptions("original"), tmp_path / "original"))
         assert "difference of logits over their spread" in original["problems"][0]
         assert original["mean_kl"] > 100 * parity["mean_kl"]
     found = open_artifact(folder.rename(tmp_path / "elsewhere"))

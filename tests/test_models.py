@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from sft import UserError
-from sft.memory import facts
+from sft.memory import model_facts
 from sft.recipe import Recipe
 from sft.recipe.read import load, shipped
 
@@ -34,7 +34,7 @@ UNPACKED = {"falcon", "openai-gpt"}
 
 
 def architecture(recipe: Recipe) -> str:
-    fact = facts.known(str(recipe.model))
+    fact = model_facts.known(str(recipe.model))
     assert fact is not None, f"{recipe.model} has no file in sft/memory/models: sft add-facts"
     return str(fact["config"]["model_type"])
 
@@ -57,11 +57,12 @@ def tiny(
     """The recipe's architecture with its adapter and its quantisation, in fp32; its tokenizer; the recipe."""
     from transformers import AutoTokenizer
 
-    from sft.model.load import add_adapter, load_base
+    from sft.model.adapter import add_adapter
+    from sft.model.load import load_base
 
     recipe: Recipe = request.param
     kind = architecture(recipe)
-    fact = facts.known(str(recipe.model))
+    fact = model_facts.known(str(recipe.model))
     assert fact is not None
     kept = ["rotary_pct", "use_parallel_residual", "multi_query", "parallel_attn", "bias", "alibi", "afn", "hidden_act"]
     kept += ["new_decoder_architecture", "activation_function", "hidden_activation", "tie_word_embeddings"]

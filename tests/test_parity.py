@@ -8,7 +8,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from sft.model.parity import TOLERANCE, Logits, as_table, measure, recorded, verdict
+from sft.model.parity import TOLERANCE, Logits, as_table, differences, past_tolerance, recorded
 from sft.tokens.prepare import MASKED
 
 ROWS = [
@@ -29,15 +29,15 @@ def logits_of(seed: int, noise: float = 0.0) -> Logits:
 
 
 def test_a_model_is_equal_to_itself() -> None:
-    parity = measure(ROWS, logits_of(1), logits_of(1))
+    parity = differences(ROWS, logits_of(1), logits_of(1))
     assert parity["positions"] == 8
     assert [parity[k] for k in ("largest_logit_difference", "largest_kl", "disagreement", "loss_difference")] == [0] * 4
-    assert verdict(parity, TOLERANCE["float32"]) == []
+    assert past_tolerance(parity, TOLERANCE["float32"]) == []
 
 
 def test_the_figures_are_those_of_pytorch() -> None:
     reference, candidate = logits_of(1), logits_of(2, 1.0)
-    parity = measure(ROWS, reference, candidate)
+    parity = differences(ROWS, reference, candidate)
     r, c = (torch.cat([torch.tensor(f(row["input_ids"])) for row in ROWS]).double() for f in (reference, candidate))
     kl = torch.nn.functional.kl_div(c.log_softmax(-1), r.log_softmax(-1), reduction="none", log_target=True).sum(-1)
     assert parity["mean_kl"] == pytest.approx(kl.mean().item())
@@ -49,7 +49,7 @@ def test_the_figures_are_those_of_pytorch() -> None:
     assert parity["relative_difference"] == pytest.approx(((r - c).square().mean().sqrt() / spread).item())
     targets = torch.tensor([*ROWS[0]["labels"][1:], MASKED, *ROWS[1]["labels"][1:], MASKED])
     assert parity["candidate_loss"] == pytest.approx(torch.nn.functional.cross_entropy(c, targets).item())
-    assert len(verdict(parity, TOLERANCE["bfloat16"])) == 2
+    assert len(past_tolerance(parity, TOLERANCE["bfloat16"])) == 2
     assert "largest KL divergence" in as_table(parity, TOLERANCE["bfloat16"])
 
 
@@ -58,7 +58,7 @@ def test_logits_that_are_no_numbers_are_past_every_tolerance() -> None:
         return np.full((len(ids), 5), np.nan, dtype=np.float32)
 
     with np.errstate(invalid="ignore"):
-        assert len(verdict(measure(ROWS, logits_of(1), broken), TOLERANCE["bfloat16"])) == 2
+        assert len(past_tolerance(differences(ROWS, logits_of(1), broken), TOLERANCE["bfloat16"])) == 2
 
 
 def test_a_model_of_another_vocabulary_is_an_error() -> None:
@@ -66,7 +66,7 @@ def test_a_model_of_another_vocabulary_is_an_error() -> None:
         return np.zeros((len(ids), 6), dtype=np.float32)
 
     with pytest.raises(ValueError, match=r"another shape: \(5, 5\) and \(5, 6\)"):
-        measure(ROWS, logits_of(1), wider)
+        differences(ROWS, logits_of(1), wider)
 
 
 def test_recorded_logits_are_those_of_the_model_which_is_not_asked_again(tmp_path: Path) -> None:
@@ -77,5 +77,5 @@ def test_recorded_logits_are_those_of_the_model_which_is_not_asked_again(tmp_pat
         return logits_of(1)(ids)
 
     again = recorded(ROWS, counted, tmp_path / "logits")
-    assert measure(ROWS, logits_of(1), again)["largest_logit_difference"] == 0
+    assert differences(ROWS, logits_of(1), again)["largest_logit_difference"] == 0
     assert len(asked) == 2

@@ -174,7 +174,8 @@ def test_a_quantised_base_trains_on_cpu_with_an_adapter_in_fp32(run: Any, bits: 
 def test_gradients_of_a_4bit_model_survive_an_evaluation(
     tmp_path: Path, gpt2_like: Path, tiny_model: Callable[..., Path], write_recipe: Callable[..., Path]
 ) -> None:
-    from sft.model.load import add_adapter, load_base
+    from sft.model.adapter import add_adapter
+    from sft.model.load import load_base
 
     tiny_model(tmp_path / "model", gpt2_like, "llama", hidden_size=128, intermediate_size=256)
     recipe = load(write_recipe(tmp_path, quantization="4bit"))
@@ -209,15 +210,15 @@ def test_a_model_of_which_nothing_is_quantised_is_refused(
 def test_leaving_out_copies_of_what_lora_is_given_changes_no_gradient(
     dora: bool, tmp_path: Path, gpt2_like: Path, tiny_model: Callable[..., Path]
 ) -> None:
-    from sft.train.trainer import without_copies as _without_copies
+    from sft.model.adapter import without_copies
 
     base = AutoModelForCausalLM.from_pretrained(tiny_model(tmp_path / "m", gpt2_like, "llama"), dtype=torch.bfloat16)
     lora: dict[str, Any] = {"r": 4, "target_modules": "all-linear", "use_dora": dora}
     model: Any = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False, **lora))
-    trainer: Any = SimpleNamespace(model=model, args=SimpleNamespace(bf16=True, device=torch.device("cpu")))
+    args: Any = SimpleNamespace(bf16=True, device=torch.device("cpu"))
     recipe: Any = SimpleNamespace(lora=lora)
     ids, gradients = torch.arange(5, 45).reshape(2, 20), []
-    for copies in (nullcontext(), _without_copies(recipe, trainer)):
+    for copies in (nullcontext(), without_copies(recipe, model, args)):
         model.zero_grad()
         with copies, torch.autocast("cpu", torch.bfloat16):
             model(input_ids=ids, labels=ids).loss.backward()

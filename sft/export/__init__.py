@@ -72,7 +72,7 @@ class Source:
     @cached_property
     def rows(self) -> list[dict[str, list[int]]]:
         """Held-out rows to compare on."""
-        return parity.chosen(self.opened.tokens)
+        return parity.rows_to_compare(self.opened.tokens)
 
     @cached_property
     def model(self) -> "PreTrainedModel":

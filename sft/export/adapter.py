@@ -10,7 +10,9 @@ from sft import UserError
 from sft.export import Options, Source
 from sft.files import read_json, write_json, write_text
 from sft.model import parity
+from sft.model.adapter import hub_tags, open_adapter
 from sft.model.artifact import furnish
+from sft.model.load import load_base
 from sft.recipe import Recipe
 from sft.show import say
 from sft.train.summary import summary
@@ -27,14 +29,14 @@ TOLERANCE = {"largest_logit_difference": 0.0}
 def write(source: Source, folder: Path) -> dict[str, Any]:
     """Write adapter, tokenizer, recipe and card; load it with PEFT, and compare with the adapter of the run."""
     recipe = source.recipe
-    if recipe.lora is None:
+    if not recipe.has_adapter:
         raise UserError(f"{recipe.folder}: all weights were trained, there is no adapter; write --to safetensors")
     shutil.copyfile(recipe.trained / "adapter_model.safetensors", folder / "adapter_model.safetensors")
     settings = read_json(recipe.trained / "adapter_config.json")
     write_json(folder / "adapter_config.json", settings | {"base_model_name_or_path": _base(recipe)})
     furnish(source.opened, folder)
     found = _compare(source, folder)
-    found["problems"] = parity.verdict(found, TOLERANCE)
+    found["problems"] = parity.past_tolerance(found, TOLERANCE)
     write_text(folder / "README.md", card(recipe, found))
     return found | {"table": parity.as_table(found, TOLERANCE)}
 
@@ -55,16 +57,12 @@ def finish(folder: Path, options: Options) -> None:
 
 
 def _compare(source: Source, folder: Path) -> dict[str, Any]:
-    from peft import PeftModel
-
-    from sft.model.load import load_base
-
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         base = load_base(source.recipe, source.opened.tokenizer, exact=True)
-        model = PeftModel.from_pretrained(base, str(source.recipe.trained))
+        model = open_adapter(base, source.recipe.trained)
         reference = parity.recorded(source.rows, parity.of_model(model), Path(scratch) / "logits")
-        again = PeftModel.from_pretrained(model.unload(), str(folder))
-        return parity.measure(source.rows, reference, parity.of_model(again))
+        again = open_adapter(model.unload(), folder)
+        return parity.differences(source.rows, reference, parity.of_model(again))
 
 
 def card(recipe: Recipe, compared: dict[str, Any]) -> str:
@@ -73,11 +71,11 @@ def card(recipe: Recipe, compared: dict[str, Any]) -> str:
     scores = read_json(scored) if scored.is_file() else None
     if scores and "sentence" not in scores:
         raise UserError(f"{scored}: was written by an earlier version; run `sft eval` again for the card")
-    facts = summary(recipe, trained, scores or {"generated": 0})
+    lines = summary(recipe, trained, scores or {"generated": 0})
     merged = recipe.folder / "merged" / "parity.json"
     parts = [
         f"---\n{_front_matter(recipe)}---\n\n# {recipe.folder.name}\n",
-        "\n".join(["| | |", "|---|---|", *(f"| {name} | {_cell(text)} |" for name, text in facts)]) + "\n",
+        "\n".join(["| | |", "|---|---|", *(f"| {name} | {_cell(text)} |" for name, text in lines)]) + "\n",
         f"## Scores\n\n{scores['sentence']}\n\n{_markdown(*scores['table'])}\n" if scores else "Not scored.\n",
         f"## Comparison\n\nLoaded with PEFT from this folder, against the run: {_apart(compared)}.",
         f"Merged into one model, against the run: {_apart(read_json(merged))}.\n" if merged.is_file() else "",
@@ -90,8 +88,7 @@ def _front_matter(recipe: Recipe) -> str:
     from huggingface_hub import ModelCardData
 
     base = None if _is_local(recipe) else str(recipe.model)
-    tags = ["lora", "qlora"] if recipe.quantization == "4bit" else ["lora"]
-    data = ModelCardData(library_name="peft", pipeline_tag="text-generation", tags=tags, base_model=base)
+    data = ModelCardData(library_name="peft", pipeline_tag="text-generation", tags=hub_tags(recipe), base_model=base)
     return str(data.to_yaml()) + "\n"
 
 

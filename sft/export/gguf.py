@@ -22,6 +22,8 @@ from sft.export import Options, Source, travel
 from sft.export._to_gguf import UNSUPPORTED, settings
 from sft.files import read_json, whole_folder, write_json
 from sft.model import parity
+from sft.model.adapter import low_rank, not_for_llama_cpp, open_adapter
+from sft.model.load import load_base
 from sft.show import say, table
 from sft.tokens.codec import Codec
 
@@ -147,16 +149,10 @@ def write_adapter(source: Source, file: Path, scratch: Path) -> dict[str, Any]:
 
     The base is the one before quantisation: an adapter that was trained on a 4-bit base sits on another one there.
     """
-    from peft import PeftModel
-
-    from sft.model.load import load_base
-
     recipe = source.recipe.model_copy(update={"quantization": "none"})
-    if recipe.lora is None:
-        raise UserError(f"{recipe.folder}: all weights were trained, there is no adapter; leave out `lora`")
-    if recipe.lora.get("use_dora") or recipe.lora.get("modules_to_save"):
-        raise UserError("llama.cpp knows plain LoRA alone; export the merged model instead of `lora`")
-    model = PeftModel.from_pretrained(load_base(recipe, source.opened.tokenizer).cpu().float(), str(recipe.trained))
+    if reason := not_for_llama_cpp(recipe):
+        raise UserError(f"{recipe.folder}: {reason}")
+    model = open_adapter(load_base(recipe, source.opened.tokenizer).cpu().float(), recipe.trained)
     reference = parity.recorded(source.rows, parity.of_model(model), scratch / "logits")
     base, adapter = scratch / "base", scratch / "adapter"
     _write_scaled(model, adapter)
@@ -166,23 +162,18 @@ def write_adapter(source: Source, file: Path, scratch: Path) -> dict[str, Any]:
     convert(source, base, scratch / "base.gguf", "f32")
     script = converter(source.options.get("llama-cpp")) / "convert_lora_to_gguf.py"
     _run([str(script), "--base", str(base), "--outtype", "f32", "--outfile", str(file), str(adapter)], source)
-    with Opened(scratch / "base.gguf", _longest(source), file) as opened:
-        return parity.measure(source.rows, reference, opened.logits) | {"tokens": opened.same_tokens(source)}
+    with LlamaCpp(scratch / "base.gguf", _longest(source), file) as runner:
+        return parity.differences(source.rows, reference, runner.logits) | {"tokens": runner.same_tokens(source)}
 
 
 def _write_scaled(model: Any, folder: Path) -> None:
-    """An adapter as the converter reads it: its scale in B, so that those of rsLoRA and of patterns come along, and for
-    GPT-2's layers, which hold their weights transposed, A and B changed for each other, as it transposes them again."""
-    from peft.tuners.lora import LoraLayer
+    """An adapter as the converter reads it, which transposes GPT-2's layers once more."""
     from safetensors.torch import save_file
 
     tensors = {}
-    for name, layer in model.named_modules():
-        if isinstance(layer, LoraLayer):
-            a = layer.lora_A["default"].weight.detach()
-            b = layer.lora_B["default"].weight.detach() * layer.scaling["default"]
-            a, b = (b.T, a.T) if layer.fan_in_fan_out else (a, b)
-            tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"] = a.contiguous(), b.contiguous()
+    for added in low_rank(model):
+        tensors[f"{added.layer}.lora_A.weight"] = added.a.contiguous()
+        tensors[f"{added.layer}.lora_B.weight"] = added.b.contiguous()
     folder.mkdir()
     save_file(tensors, folder / "adapter_model.safetensors")
     write_json(folder / "adapter_config.json", {"lora_alpha": 0})  # 0 is llama.cpp's word for no scale
@@ -256,13 +247,13 @@ def _quantize(whole: Path, file: Path, kind: str) -> None:
 
 def compare(source: Source, file: Path, reference: parity.Logits) -> dict[str, Any]:
     """How far llama.cpp with this file is from transformers with the merged folder."""
-    with Opened(file, _longest(source)) as opened:
-        return parity.measure(source.rows, reference, opened.logits) | {"tokens": opened.same_tokens(source)}
+    with LlamaCpp(file, _longest(source)) as runner:
+        return parity.differences(source.rows, reference, runner.logits) | {"tokens": runner.same_tokens(source)}
 
 
 def judged(compared: dict[str, Any], kind: str) -> list[str]:
     """What is past the tolerance of this type of weights."""
-    problems = parity.verdict(compared, TOLERANCE.get(kind, {}))
+    problems = parity.past_tolerance(compared, TOLERANCE.get(kind, {}))
     tokens = compared["tokens"]
     if tokens["different_prompts"]:
         problems.append(
@@ -281,7 +272,7 @@ def unseen(source: Source) -> list[str]:
     return []
 
 
-class Opened:
+class LlamaCpp:
     """A GGUF file in llama.cpp, on the CPU, its cache in fp32."""
 
     def __init__(self, file: Path, length: int, lora: Path | None = None) -> None:
@@ -299,7 +290,7 @@ class Opened:
         except ValueError as error:
             raise UserError(f"{file.name}: llama.cpp does not load it: {error}") from error
 
-    def __enter__(self) -> "Opened":
+    def __enter__(self) -> "LlamaCpp":
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -120,7 +120,7 @@ def _tried(source: Source, folder: Path, go: str) -> tuple[int, list[str]]:
     before, _, after = go.partition("{{ .Prompt }}")
     before, after = rendered(before, ""), rendered(after, "")
     prompts = [text for text in test["prompt"] if codec.chat or (text.startswith(before) and text.endswith(after))]
-    with gguf.Opened(folder / "model.gguf", 512) as opened:
+    with gguf.LlamaCpp(folder / "model.gguf", 512) as opened:
         wrong = []
         for prompt, ids in zip(prompts, codec.prompts(prompts), strict=True):
             content = prompt if codec.chat else prompt[len(before) : len(prompt) - len(after)]

@@ -42,8 +42,8 @@ def write(source: Source, folder: Path) -> dict[str, Any]:
         largest = float(np.abs(reference(source.rows[0]["input_ids"])).max())
         tolerance = dict(parity.TOLERANCE["float32"]) | {"largest_logit_difference": max(1e-4, 1e-5 * largest)}
         for name in names:
-            found = parity.measure(source.rows, reference, Session(folder / name).logits)
-            compared["problems"] += [f"{name}: {problem}" for problem in parity.verdict(found, tolerance)]
+            found = parity.differences(source.rows, reference, Session(folder / name).logits)
+            compared["problems"] += [f"{name}: {problem}" for problem in parity.past_tolerance(found, tolerance)]
             compared[name] = found
     compared["greedy"] = _greedy(source, Session(folder / names[-1]))
     if different := compared["greedy"]["different"]:
@@ -60,7 +60,7 @@ def _greedy(source: Source, session: "Session") -> dict[str, int]:
     config = GenerationConfig(
         max_new_tokens=NEW, do_sample=False, eos_token_id=end, pad_token_id=source.opened.codec.pad
     )
-    room = min(parity.LENGTH, getattr(model.config, "max_position_embeddings", parity.LENGTH)) - NEW
+    room = min(parity.COMPARED_TOKENS, getattr(model.config, "max_position_embeddings", parity.COMPARED_TOKENS)) - NEW
     different = 0
     for row in source.rows[:PROMPTS]:
         start = next(i for i, label in enumerate(row["labels"]) if label != MASKED)

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from sft import UserError
-from sft.memory import facts
+from sft.memory import model_facts
+from sft.model.adapter import peft_arguments, training_method
 from sft.model.load import device, quantization_config
 from sft.recipe.read import load, shipped
 from sft.recipe.schema import NewTokenizer, Recipe
@@ -19,13 +20,13 @@ if TYPE_CHECKING:
     from sft.memory.trace import Memory, Step
 
 GIB = 2**30
-CONTEXT = GIB * 3 // 4
+CUDA_CONTEXT_BYTES = GIB * 3 // 4
 """What CUDA takes for itself in a process: its context, the kernels of torch and bitsandbytes, cuBLAS workspaces."""
-SLACK = 0.03
+ALLOCATOR_SLACK = 0.03
 """What PyTorch's allocator holds beyond the bytes in use, as a share of these."""
 DEFAULT_CARD = "24GiB"
 HEADER = r"^#   fit +(\S+ [MB]) parameters, .*; (\S+ GiB) at the peak, .*; (\S+ [GM]B) of disk$"
-STRIDE = 64
+LENGTH_STEP_TOKENS = 64
 """Lengths are answered in multiples of so many tokens."""
 
 
@@ -52,7 +53,7 @@ class Fit:
     @property
     def reserve(self) -> int:
         """What a card needs beside the traced bytes."""
-        return CONTEXT + int(SLACK * self.memory.peak)
+        return CUDA_CONTEXT_BYTES + int(ALLOCATOR_SLACK * self.memory.peak)
 
     @property
     def needed(self) -> int:
@@ -99,9 +100,9 @@ def fit(recipe: Recipe) -> Fit:
     found, step = step_of(recipe)
     memory = trace(step)
     kept = memory.trainable * torch.float32.itemsize
-    base = memory.parameters - (memory.trainable if recipe.lora is not None else 0)
+    base = memory.parameters - (memory.trainable if recipe.has_adapter else 0)
     name = recipe.model if isinstance(recipe.model, str) and recipe.base is None else None
-    download, published = facts.download(name, base) if name else (0, True)
+    download, published = model_facts.download(name, base) if name else (0, True)
     return Fit(
         memory=memory,
         rows=step.rows,
@@ -130,7 +131,6 @@ def step_of(recipe: Recipe, rows: int | None = None) -> tuple[str, "Step"]:
     kwargs = trainer.get("activation_checkpointing_kwargs") or trainer.get("gradient_checkpointing_kwargs") or {}
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     rows = rows or (1 if asked == "auto" else asked)
-    whole = recipe.lora is None
     head: Literal["tiles", "learned", "all", "classes"] = "tiles"
     if recipe.task == "classification":
         head, config.num_labels = "classes", 2
@@ -141,14 +141,14 @@ def step_of(recipe: Recipe, rows: int | None = None) -> tuple[str, "Step"]:
         head = "learned"
     return source, Step(
         config,
-        lora=None if whole else {"target_modules": "all-linear"} | (recipe.lora or {}),
+        adapter=peft_arguments(recipe),
         quantization=None if recipe.quantization == "none" else quantization_config(recipe.quantization),
         rows=rows,
         length=trainer.get("max_length", 1024) or positions or 1024,
         packed=trainer.get("packing", False),
         padded=rows > 1,
         accumulate=trainer.get("gradient_accumulation_steps", 1),
-        dtype=getattr(torch, init["dtype"]) if "dtype" in init else torch.float32 if whole else torch.bfloat16,
+        dtype=getattr(torch, init.get("dtype", "bfloat16" if recipe.has_adapter else "float32")),
         autocast=torch.float16 if fp16 else torch.bfloat16 if bf16 else None,
         checkpointing={"every_n_layers": kwargs.get("every_n_layers", 1)} if checkpointing else None,
         head=head,
@@ -162,7 +162,9 @@ def solve_length(recipe: Recipe, size: int) -> int:
     """The longest `trainer.max_length` with which a recipe fits into so many bytes, a multiple of 64; or 0."""
     _, step = step_of(recipe)
     positions = getattr(step.config.get_text_config(), "max_position_embeddings", None) or 2**17
-    return STRIDE * _largest(lambda n: _needed(replace(step, length=n * STRIDE)), size, positions // STRIDE)
+    return LENGTH_STEP_TOKENS * _largest(
+        lambda n: _needed(replace(step, length=n * LENGTH_STEP_TOKENS)), size, positions // LENGTH_STEP_TOKENS
+    )
 
 
 def solve_batch(recipe: Recipe, size: int) -> int:
@@ -232,7 +234,7 @@ def remedies(recipe: Recipe, size: int) -> Iterator[tuple[str, int]]:
         yield text, needed
         if needed <= size:
             return
-    if recipe.quantization == "none" and recipe.lora is not None:
+    if recipe.quantization == "none" and recipe.has_adapter:
         smaller = recipe.model_copy(update={"quantization": "4bit"})
         needed = _needed(step_of(smaller)[1])
         if needed < _needed(step_of(recipe)[1]):  # Falcon's layers are not quantised
@@ -280,9 +282,7 @@ def listing() -> str:
         said = re.search(HEADER, path.read_text("utf-8"), re.MULTILINE)
         count, peak, disk = said.groups() if said else ("?", "?", "?")
         base = recipe.model if isinstance(recipe.model, str) else "made from scratch"
-        quantised = f"QLoRA, {recipe.quantization}" if recipe.quantization != "none" else "LoRA"
-        method = "all weights" if recipe.lora is None else quantised
-        rows.append([path.stem, base.rsplit("/", 1)[-1], count, recipe.template, method, peak, disk])
+        rows.append([path.stem, base.rsplit("/", 1)[-1], count, recipe.template, training_method(recipe), peak, disk])
     return table(["recipe", "model", "parameters", "template", "method", "peak", "disk"], rows)
 
 
@@ -316,7 +316,7 @@ def _solve(recipe: Recipe, what: str, size: int) -> int:
 
 def _solution(what: str, value: int) -> str:
     if what == "max_length":
-        return f"longest context: trainer.max_length={value}" if value else f"not even {STRIDE} tokens fit"
+        return f"longest context: trainer.max_length={value}" if value else f"not even {LENGTH_STEP_TOKENS} tokens fit"
     return f"largest micro-batch: trainer.per_device_train_batch_size={value}" if value else "not even one row fits"
 
 
@@ -324,7 +324,7 @@ def _needed(step: "Step") -> int:
     from sft.memory.trace import trace
 
     peak = trace(step).peak
-    return peak + CONTEXT + int(SLACK * peak)
+    return peak + CUDA_CONTEXT_BYTES + int(ALLOCATOR_SLACK * peak)
 
 
 def _largest(needed: Callable[[int], int], size: int, most: int) -> int:
@@ -354,7 +354,7 @@ def _config(recipe: Recipe) -> tuple[str, Any]:
         return _config(recipe.base)
     if isinstance(recipe.model, str):
         revision = (recipe.trainer.get("model_init_kwargs") or {}).get("revision", "main")
-        config, source = facts.config(recipe.model, revision)
+        config, source = model_facts.config(recipe.model, revision)
         return source, config
     vocabulary = recipe.model.get("vocab_size")
     if vocabulary is None and isinstance(recipe.tokenizer, NewTokenizer):

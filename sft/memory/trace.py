@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sft import UserError
+from sft.model.adapter import inner_model, make_adapter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -43,8 +44,8 @@ class Step:
     """One optimizer step, as far as memory goes."""
 
     config: "PreTrainedConfig"
-    lora: dict[str, Any] | None
-    """Arguments of `peft.LoraConfig`, or None where all weights are trained."""
+    adapter: dict[str, Any] | None
+    """What `sft.model.adapter` makes the adapter of, or None where all weights are trained."""
     quantization: Any = None
     """A `transformers.BitsAndBytesConfig`, or None."""
     rows: int = 8
@@ -165,7 +166,6 @@ def _trace(step: Step) -> tuple[dict[str, dict[str, int]], tuple[int, int]]:
 def skeleton(step: Step) -> tuple[Any, set[int]]:
     """The model on the meta device, quantised in the layers of transformers' choice, with its adapter; and the ids of
     the base model's parameters."""
-    from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
     from transformers.initialization import no_init_weights
     from transformers.integrations.bitsandbytes import replace_with_bnb_linear
@@ -181,8 +181,8 @@ def skeleton(step: Step) -> tuple[Any, set[int]]:
             model.is_loaded_in_4bit = step.quantization.load_in_4bit
             model.is_loaded_in_8bit = step.quantization.load_in_8bit
         base = {id(p) for p in model.parameters()}
-        if step.lora is not None:
-            model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **step.lora), low_cpu_mem_usage=True)
+        if step.adapter is not None:
+            model = make_adapter(model, step.adapter)
     if step.adjust is not None:
         step.adjust(model)
     return model, base
@@ -251,9 +251,9 @@ def _eight_bits(module: Any, ledger: "Ledger") -> torch.nn.Parameter:
 def _run(model: Any, step: Step, ledger: "Ledger") -> None:
     """One step in which the optimizer has its state already, as every step but the first has."""
     trained = [p for p in model.parameters() if p.requires_grad]
-    causal = model.get_base_model() if step.lora is not None else model
+    causal = inner_model(model)
     if step.checkpointing is not None:
-        if step.lora is not None:
+        if step.adapter is not None:
             model.enable_input_require_grads()
         again = {"use_reentrant": False, "context_fn": lambda: (nullcontext(), OnCuda(step.autocast))}
         try:

@@ -1,4 +1,4 @@
-"""Base model, quantisation and adapter of a recipe, each checked after it was made."""
+"""Base model and quantisation of a recipe, each checked after it was made; and the model that its training left."""
 
 import ctypes
 import platform
@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft import UserError
+from sft.model.adapter import check_layer_names, open_adapter
 from sft.recipe import Recipe
 from sft.run import check_files, check_language_model
 from sft.tokens.codec import Codec
 from sft.tokens.tokenizer import unreachable
 
 if TYPE_CHECKING:
-    from peft import PeftModel
     from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -49,16 +49,7 @@ def check_model(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast") -> None:
             f"{_name(recipe)}: the tokenizer has {len(tokenizer)} tokens, the model embeds {rows}; "
             "use the tokenizer that the model was trained with"
         )
-    modules = dict(skeleton.named_modules())
-    for key in ("target_modules", "modules_to_save"):  # peft passes over a name that fits nothing if another one fits
-        wanted = (recipe.lora or {}).get(key)
-        for name in wanted if isinstance(wanted, list) else ():
-            if not any(module == name or module.endswith(f".{name}") for module in modules):
-                leaves = {path.rsplit(".", 1)[-1] for path, module in modules.items() if hasattr(module, "weight")}
-                raise UserError(
-                    f"`lora.{key}` names `{name}`, which this model does not have; "
-                    f"there are {', '.join(sorted(leaves))}"
-                )
+    check_layer_names(recipe, skeleton)
 
 
 def load_base(
@@ -117,32 +108,17 @@ def load_classifier(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast", classe
     return model.to(device(recipe))
 
 
-def add_adapter(model: "PreTrainedModel", recipe: Recipe) -> "PeftModel":
-    """A fresh LoRA adapter by `peft.LoraConfig`, on all linear layers where the recipe names none."""
-    from peft import LoraConfig, get_peft_model
-    from transformers import set_seed
-
-    options = {"target_modules": "all-linear"} | (recipe.lora or {})
-    set_seed(int(recipe.trainer.get("seed", 42)))
-    try:
-        return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **options))
-    except (TypeError, ValueError) as error:
-        raise UserError(f"`lora:` is not accepted by peft: {error}") from error
-
-
-def load_trained(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast") -> "PreTrainedModel | PeftModel":
+def load_trained(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast") -> Any:
     """The tuned model of a finished run: the base with its adapter, or the whole model."""
     from transformers import AutoModelForCausalLM
 
     check_language_model(recipe)
     check_files(recipe)
     without_bars()
-    if recipe.lora is None:
+    if not recipe.has_adapter:
         whole: PreTrainedModel = AutoModelForCausalLM.from_pretrained(recipe.trained, dtype=_dtype(recipe))
         return whole.to(device(recipe))  # type: ignore[arg-type]  # its signature is lost in a decorator
-    from peft import PeftModel
-
-    return PeftModel.from_pretrained(load_base(recipe, tokenizer), str(recipe.trained))
+    return open_adapter(load_base(recipe, tokenizer), recipe.trained)
 
 
 def decoding(recipe: Recipe, codec: Codec) -> "GenerationConfig":
@@ -202,7 +178,7 @@ def _dtype(recipe: Recipe, training: bool = False) -> Any:
     """
     import torch
 
-    frozen = recipe.lora is not None and has_bf16()
+    frozen = recipe.has_adapter and has_bf16()
     if frozen and device(recipe) == "cpu":
         frozen = training and recipe.quantization == "none" and bool(recipe.trainer.get("bf16", True))
     return torch.bfloat16 if frozen else torch.float32

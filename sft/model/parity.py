@@ -14,7 +14,7 @@ from sft.tokens.prepare import MASKED, Tokens
 Logits = Callable[[list[int]], NDArray[np.float32]]
 """Ids -> logits [positions, vocabulary] of the token after each of them."""
 
-ROWS, LENGTH = 16, 256
+COMPARED_ROWS, COMPARED_TOKENS = 16, 256
 """Held-out rows that are compared, and the tokens of each."""
 
 TOLERANCE: Mapping[str, Mapping[str, float]] = {
@@ -42,7 +42,9 @@ NAMES = {
 }
 
 
-def chosen(tokens: Tokens, count: int = ROWS, length: int = LENGTH) -> list[dict[str, list[int]]]:
+def rows_to_compare(
+    tokens: Tokens, count: int = COMPARED_ROWS, length: int = COMPARED_TOKENS
+) -> list[dict[str, list[int]]]:
     """The held-out rows to compare, spread evenly over all of them: `input_ids` and `labels`, each cut to `length`
     tokens around the seam of prompt and output."""
     places = np.linspace(0, len(tokens.test) - 1, min(count, len(tokens.test))).round().astype(int)
@@ -54,7 +56,7 @@ def chosen(tokens: Tokens, count: int = ROWS, length: int = LENGTH) -> list[dict
     ]
 
 
-def measure(rows: Sequence[Mapping[str, list[int]]], reference: Logits, candidate: Logits) -> dict[str, Any]:
+def differences(rows: Sequence[Mapping[str, list[int]]], reference: Logits, candidate: Logits) -> dict[str, Any]:
     """Compare two models on rows of `input_ids` and `labels`, one row in memory at a time. Ready for JSON.
 
     `relative_difference` is the root mean square of the logits' differences over the standard deviation of the
@@ -116,7 +118,7 @@ def recorded(rows: Sequence[Mapping[str, list[int]]], logits: Logits, folder: Pa
     return lambda ids: np.load(files[tuple(ids)])
 
 
-def verdict(parity: Mapping[str, Any], tolerance: Mapping[str, float]) -> list[str]:
+def past_tolerance(parity: Mapping[str, Any], tolerance: Mapping[str, float]) -> list[str]:
     """What of a comparison is past the tolerance, a sentence each; nothing where the two models are the same."""
     return [
         f"{NAMES[name]} is {parity[name]:.3g}, where {limit:g} is tolerated"

@@ -89,7 +89,7 @@ def library_problems(document: Mapping[str, Any]) -> Iterator[tuple[tuple[str, .
 
 def contradictions(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
     """Settings that are right alone and wrong together."""
-    if recipe.quantization != "none" and recipe.lora is None:
+    if recipe.quantization != "none" and not recipe.has_adapter:
         yield (
             ("quantization",),
             (
@@ -104,12 +104,12 @@ def contradictions(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
             yield ("model",), "a new model needs `model_type`, for instance `model_type: gpt2`"
         if recipe.tokenizer is None:
             yield ("model",), "a new model needs a `tokenizer`: `{vocab_size: 2048}` trains one on the data"
-        if recipe.lora is not None:
+        if recipe.has_adapter:
             yield ("lora",), "a new model is trained whole: remove `lora:` and `quantization:`"
     elif isinstance(recipe.tokenizer, NewTokenizer):
         yield ("tokenizer",), "a new tokenizer needs a new model: remove `tokenizer:`, or make `model:` a mapping"
     if recipe.task == "classification":
-        if recipe.lora is not None:
+        if recipe.has_adapter:
             yield ("lora",), "`task: classification` trains all weights: remove `lora:` and `quantization:`"
         if recipe.eval.scratch is not None:
             yield ("eval", "scratch"), "`eval.scratch` goes with language modelling: remove it"
@@ -119,7 +119,7 @@ def contradictions(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
             yield ("trainer", "packing"), "`trainer.packing` goes with language modelling: remove it"
     if len(set(recipe.eval.ngrams)) < len(recipe.eval.ngrams):
         yield ("eval", "ngrams"), f"`eval.ngrams` is {recipe.eval.ngrams}; name each order once"
-    if recipe.trainer.get("load_best_model_at_end") and recipe.lora is None:
+    if recipe.trainer.get("load_best_model_at_end") and not recipe.has_adapter:
         for key, wrong, right in (
             ("save_strategy", "best", "`epoch` or `steps`"),
             ("save_total_limit", 1, "2 or more"),

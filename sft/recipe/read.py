@@ -82,7 +82,7 @@ def _base(recipe: Recipe, where: str, above: tuple[Path, ...]) -> Recipe | None:
         base = _load(Path(str(recipe.model)), (), above)
     except UserError as error:
         raise UserError(f"{where}: `model` cannot be read:\n{error}") from error
-    if base.lora is not None:
+    if base.has_adapter:
         raise UserError(f"{where}: `model` trains an adapter; a recipe to start from trains a whole model")
     return base
 

@@ -234,6 +234,12 @@ class Recipe(Section):
         return [f"{key}={json.dumps(value)}" for key, value in settings.items()]
 
     @property
+    def has_adapter(self) -> bool:
+        """Whether an adapter is trained and the base stays as it is; else all weights are trained. What kind of adapter
+        is asked of `sft.model.adapter`."""
+        return self.lora is not None
+
+    @property
     def max_length(self) -> int:
         """Longest row in tokens; 1024, as in SFTConfig, where the recipe says nothing."""
         length = self.trainer.get("max_length", 1024)
@@ -244,4 +250,4 @@ class Recipe(Section):
         """The folder that training leaves for the next stage: an adapter, or a whole model; the best one, by the loss
         on held-out rows, where the trainer keeps that."""
         best = "best_model" if self.trainer.get("load_best_model_at_end") else "model"
-        return self.folder / ("adapter" if self.lora is not None else best)
+        return self.folder / ("adapter" if self.has_adapter else best)

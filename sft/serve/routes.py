@@ -21,7 +21,7 @@ from sft.serve.writer import Full, Writer
 from sft.tokens.opened import Opened
 from sft.write.stream import Text
 
-BODY = 2**20
+REQUEST_BYTES = 2**20
 """Largest request in bytes."""
 
 
@@ -77,8 +77,8 @@ async def _read(request: Request, kind: type[Completion] | type[Chat], name: str
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
-        if len(body) > BODY:
-            raise Refused(413, f"the request is larger than {BODY} bytes")
+        if len(body) > REQUEST_BYTES:
+            raise Refused(413, f"the request is larger than {REQUEST_BYTES} bytes")
     try:
         given = json.loads(body)
         if not isinstance(given, dict):

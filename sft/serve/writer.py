@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from sft.show import say
-from sft.write.stream import Text, Together
+from sft.write.stream import Text, TextBatch
 
 
 class Full(Exception):
@@ -51,13 +51,13 @@ class Writer(threading.Thread):
             self._changed.notify()
 
     def run(self) -> None:
-        together = Together(self.model)
+        batch = TextBatch(self.model)
         while self._has_work():
-            if new := self._next(together.texts):
-                self._attempt(partial(together.join, new), [new])
-            writing = list(together.texts)
-            if writing and not self._attempt(partial(self._step, together), writing):
-                together = Together(self.model)  # in whatever state the step left it
+            if new := self._next(batch.texts):
+                self._attempt(partial(batch.join, new), [new])
+            writing = list(batch.texts)
+            if writing and not self._attempt(partial(self._step, batch), writing):
+                batch = TextBatch(self.model)  # in whatever state the step left it
         for text in list(self._tell):
             text.end = "error"
             self._report(text)
@@ -69,12 +69,12 @@ class Writer(threading.Thread):
                 self._changed.wait()
             return not self._stopping
 
-    def _step(self, together: Together) -> None:
+    def _step(self, batch: TextBatch) -> None:
         """A token of each that somebody waits for."""
-        for text in [text for text in together.texts if text not in self._tell]:
-            together.leave(text)
-        if together.texts:
-            together.step()
+        for text in [text for text in batch.texts if text not in self._tell]:
+            batch.leave(text)
+        if batch.texts:
+            batch.step()
 
     def _next(self, writing: Sequence[Text]) -> Text | None:
         """The answer that waited longest, if it fits beside those that are being written."""

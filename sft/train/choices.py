@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 PACKED_EXACTLY = ("gpt2", "llama", "mistral", "qwen2", "gpt_neox", "gemma", "gpt_bigcode")
 """Architectures in which a packed row was seen to give each of its documents the logits and gradients that it has
 alone. Falcon's documents see each other."""
-SHORT, MEMORY = 256, 2**30
+SHORT_ROW_TOKENS, SCORES_BYTES = 256, 2**30
 """On a CPU, plain attention is used up to this mean length in tokens, and up to these bytes of scores kept."""
-WORTH = 0.5
+TOLERATED_PADDING = 0.5
 """Rows stay in random order up to this waste. A step of rows of one length teaches less: the quickstart's held-out loss
 was 0.160 with grouped rows, and 0.121 with mixed ones."""
-BLUR = 0.02
+LENGTH_JITTER = 0.02
 """Lengths this far apart count as like, so that each epoch puts other rows together."""
-SAMPLE = 20_000
+SAMPLED_ROWS = 20_000
 """Rows from which the waste of each order is worked out."""
 
 
@@ -64,7 +64,7 @@ def by_rows(recipe: Recipe, rows: "Dataset", config: "PreTrainedConfig", process
     if on_cpu and "attn_implementation" not in (settings.get("model_init_kwargs") or {}):
         choices += [*_attention(recipe, config, lengths)]
     if not {"train_sampling_strategy", "packing", "padding_free"} & settings.keys():
-        some = np.random.default_rng(0).permutation(lengths)[:SAMPLE]
+        some = np.random.default_rng(0).permutation(lengths)[:SAMPLED_ROWS]
         choices += [*_order(recipe, config, some, processes)]
     return choices
 
@@ -106,7 +106,7 @@ class ByLength(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         random = np.random.default_rng((self.seed, self.epoch))
-        blurred = self.lengths * random.uniform(1 - BLUR, 1 + BLUR, len(self.lengths))
+        blurred = self.lengths * random.uniform(1 - LENGTH_JITTER, 1 + LENGTH_JITTER, len(self.lengths))
         order, whole = np.argsort(-blurred), len(self.lengths) // self.step * self.step
         steps = random.permutation(order[:whole].reshape(-1, self.step))
         return iter([*steps.flatten().tolist(), *order[whole:].tolist()])
@@ -140,7 +140,7 @@ def _attention(recipe: Recipe, config: "PreTrainedConfig", lengths: Any) -> Iter
     text, longest = config.get_text_config(), int(lengths.max())
     rows = recipe.trainer.get("per_device_train_batch_size", 8)
     scores = rows * longest**2 * text.num_attention_heads * text.num_hidden_layers * 8
-    if recipe.trainer.get("bf16") and lengths.mean() <= SHORT and scores <= MEMORY:
+    if recipe.trainer.get("bf16") and lengths.mean() <= SHORT_ROW_TOKENS and scores <= SCORES_BYTES:
         reason = f"faster on a CPU than the fused one for rows of {lengths.mean():.0f} tokens"
         yield Choice("model_init_kwargs.attn_implementation", "eager", reason)
 
@@ -153,7 +153,7 @@ def _order(recipe: Recipe, config: "PreTrainedConfig", lengths: Any, processes: 
     if rows == 1:
         yield Choice("train_sampling_strategy", "random", "a micro-batch of one row has no padding")
         return
-    if random <= WORTH:
+    if random <= TOLERATED_PADDING:
         reason = f"a random order wastes {random:.0%} of the work on padding, which is the price of mixed steps"
         yield Choice("train_sampling_strategy", "random", reason)
         return

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from trl import SFTConfig
 
-from sft.model.load import add_adapter, load_base
+from sft.model.adapter import add_adapter
+from sft.model.load import load_base
 from sft.show import say
 from sft.tokens.account import counts_line
 from sft.tokens.example import masked_example, pieces
@@ -29,7 +30,7 @@ def ready(opened: Opened, choices: Sequence[Choice], args: SFTConfig) -> Ready:
         say(f"chosen: {choice}")
     if attention := (settled.trainer.get("model_init_kwargs") or {}).get("attn_implementation"):
         model.set_attn_implementation(attention)
-    if recipe.lora is not None:
+    if recipe.has_adapter:
         model = add_adapter(model, recipe)
     about = {
         "counts": {side: vars(counts) for side, counts in tokens.counts.items()},

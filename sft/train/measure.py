@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 
 from sft import UserError
-from sft.memory.fit import CONTEXT, SLACK, gib, predicted, step_of
+from sft.memory.fit import ALLOCATOR_SLACK, CUDA_CONTEXT_BYTES, gib, predicted, step_of
 from sft.memory.trace import Step, skeleton
 from sft.model.load import device
 from sft.recipe import Recipe
@@ -51,9 +51,9 @@ def measure(recipe: Recipe) -> None:
     context = total - free - torch.cuda.memory_reserved(where)
     rows = [
         ("peak of the bytes in use", foreseen, peak),
-        ("held by the allocator beyond", int(SLACK * foreseen), held - peak),
-        ("CUDA context", CONTEXT, context),
-        ("in all", foreseen + int(SLACK * foreseen) + CONTEXT, held + context),
+        ("held by the allocator beyond", int(ALLOCATOR_SLACK * foreseen), held - peak),
+        ("CUDA context", CUDA_CONTEXT_BYTES, context),
+        ("in all", foreseen + int(ALLOCATOR_SLACK * foreseen) + CUDA_CONTEXT_BYTES, held + context),
     ]
     say(f"{torch.cuda.get_device_name(where)}, {step.rows} x {step.length} tokens, {STEPS} steps on random weights\n")
     lines = [[name, gib(a), gib(b), f"{a / b - 1:+.1%}" if b else ""] for name, a, b in rows]

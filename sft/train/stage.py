@@ -8,6 +8,7 @@ from accelerate import PartialState
 from transformers import PreTrainedTokenizerFast, Trainer
 
 from sft.files import whole_folder, write_json
+from sft.model.adapter import save_adapter, without_copies
 from sft.model.load import check_model, decoding, keep_freed_memory
 from sft.recipe import Recipe
 from sft.run import claim, finished
@@ -19,7 +20,7 @@ from sft.train.arguments import arguments, use_all_cores
 from sft.train.checkpoints import check_finite, last_whole_checkpoint
 from sft.train.choices import by_machine, settle
 from sft.train.record import parameters_line, record
-from sft.train.trainer import Ready, without_copies
+from sft.train.trainer import Ready
 
 
 def train(recipe: Recipe) -> Path:
@@ -53,7 +54,7 @@ def _run(ready: Ready, tokenizer: PreTrainedTokenizerFast) -> Path:
     say(parameters_line(trainer.model))
     started = time.monotonic()
     checkpoint = last_whole_checkpoint(Path(str(args.output_dir)), args.world_size)
-    with without_copies(recipe, trainer):
+    with without_copies(recipe, trainer.model, args):
         trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.monotonic() - started
     check_finite(trainer.model, trainer.state.global_step)
@@ -75,6 +76,5 @@ def _save(recipe: Recipe, trainer: Trainer, tokenizer: PreTrainedTokenizerFast) 
             type(model).from_pretrained(last, dtype=model.dtype).save_pretrained(folder)
             tokenizer.save_pretrained(folder)
     with whole_folder(recipe.trained) as folder:
-        extra = {"save_embedding_layers": False} if recipe.lora is not None else {}  # else it asks the hub
-        model.save_pretrained(folder, **extra)
+        save_adapter(model, folder) if recipe.has_adapter else model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

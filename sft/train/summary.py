@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sft.model.adapter import adapter_size, training_method
 from sft.recipe import Recipe
 
 PROMPTS = {"chat": "through the chat template", "plain": "as plain text"}
@@ -11,17 +12,11 @@ PROMPTS = {"chat": "through the chat template", "plain": "as plain text"}
 
 def summary(recipe: Recipe, trained: dict[str, Any], scores: dict[str, Any]) -> list[tuple[str, str]]:
     """What was trained on what, in lines of name and value."""
-    method = {"none": "LoRA", "4bit": "QLoRA, 4 bit", "8bit": "LoRA on 8 bit"}[recipe.quantization]
-    if recipe.lora is None:
-        method = "from scratch" if isinstance(recipe.model, dict) else "all weights"
-    else:
-        kinds = [kind for kind, key in (("DoRA", "use_dora"), ("rsLoRA", "use_rslora")) if recipe.lora.get(key)]
-        method = method.replace("LoRA", kinds[0], 1) if kinds and "QLoRA" not in method else method
-        method += f", r = {recipe.lora.get('r', 8)}"
+    how = training_method(recipe) + (f", {adapter_size(recipe)}" if recipe.has_adapter else "")
     train, test = trained["counts"]["train"], trained["counts"]["test"]
     return [
         ("Model", short_name(recipe.model) if isinstance(recipe.model, str) else f"a new {recipe.model['model_type']}"),
-        ("Method", f"{method}; {trained['trainable_parameters']:,} of {trained['parameters']:,} parameters trained"),
+        ("Method", f"{how}; {trained['trainable_parameters']:,} of {trained['parameters']:,} parameters trained"),
         (
             "Template",
             f"{short_name(recipe.template)}; prompt {PROMPTS[trained['prompt_format']]}",
@@ -54,7 +49,7 @@ def summary(recipe: Recipe, trained: dict[str, Any], scores: dict[str, Any]) -> 
             if trained["best_step"] is None
             else f"the weights of step {trained['best_step']:,}, chosen by the held-out rows, whose scores are thus a "
             "little better than those of rows that nothing was chosen by"
-            + ("; final_model/ has those of the last step" if recipe.lora is None else ""),
+            + ("; final_model/ has those of the last step" if not recipe.has_adapter else ""),
         ),
         *_beside(recipe, scores.get("others", ())),
         (

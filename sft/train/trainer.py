@@ -1,13 +1,11 @@
 """TRL's SFTTrainer, with losses that are true means over output tokens."""
 
 import math
-from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from datasets import Dataset
-from peft.helpers import disable_input_dtype_casting
 from torch.nn.functional import cross_entropy
 from transformers import (
     PreTrainedModel,
@@ -37,13 +35,6 @@ class Ready(NamedTuple):
     trainer: Trainer
     about: dict[str, Any]
     """What train.json says of the rows."""
-
-
-def without_copies(recipe: Recipe, trainer: Trainer) -> AbstractContextManager[None]:
-    """Within, LoRA layers on a CPU leave their input as it is: they would copy it to fp32, and autocast back to bf16.
-    (DoRA computes norms in its input's type. On a GPU, `sft fit` foresees the copies.)"""
-    exact = trainer.args.device.type == "cpu" and trainer.args.bf16 and not (recipe.lora or {}).get("use_dora")
-    return disable_input_dtype_casting(trainer.model, active=exact)
 
 
 class OutputTrainer(SFTTrainer):

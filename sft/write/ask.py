@@ -14,6 +14,7 @@ import torch
 
 from data_templates import Row, Template
 from sft import UserError
+from sft.model.adapter import as_base
 from sft.model.artifact import load_artifact, open_artifact
 from sft.model.load import decoding, load_base, load_trained
 from sft.recipe import Recipe
@@ -23,7 +24,7 @@ from sft.run import check_owner
 from sft.show import say
 from sft.tokens.codec import Codec
 from sft.tokens.opened import Opened
-from sft.write.generate import as_base, write
+from sft.write.generate import write
 from sft.write.stream import Text, stream, unstreamed
 
 
@@ -59,7 +60,7 @@ def open_run(recipe: Recipe, base: bool = False) -> Answerer:
         raise UserError(f"{recipe.folder}: was trained from nothing, so there is no base to ask; leave --base out")
     opened = Opened(recipe)
     check_owner(opened)
-    load = load_base if base and recipe.lora is None else load_trained
+    load = load_base if base and not recipe.has_adapter else load_trained
     return Answerer(opened, lambda: load(recipe, opened.tokenizer), base)
 
 

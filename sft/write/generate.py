@@ -1,7 +1,6 @@
 """What a model writes after the prompts of training: in batches of like length, bounded in memory."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import copy
 from typing import Any
 
@@ -12,7 +11,7 @@ from sft import UserError
 from sft.model.loss import batches_by_length
 from sft.tokens.codec import Codec
 
-PIECE = 16
+PIECE_TOKENS = 16
 """Tokens after which the rows that ended leave their batch."""
 OF_A_TOKEN = {
     *("max_new_tokens", "do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty"),
@@ -54,7 +53,7 @@ def _continued(
     going = list(range(len(prompts)))
     while going:
         left = room - (ids.shape[1] - width)
-        settings.max_new_tokens = min(left, PIECE) if in_pieces else left
+        settings.max_new_tokens = min(left, PIECE_TOKENS) if in_pieces else left
         more = {"past_key_values": cache} if in_pieces else {}
         ids = model.generate(
             input_ids=ids, attention_mask=mask, generation_config=settings, tokenizer=codec.tokenizer, **more
@@ -89,22 +88,3 @@ def _batches(lengths: list[int], new: int, limit: int, batch_tokens: int) -> Ite
             yield [i for i in tight if lengths[i] == length]
         if roomy := [i for i in batch if lengths[i] + new <= limit]:
             yield roomy
-
-
-def as_base(model: Any) -> AbstractContextManager[Any]:
-    """Within, an adapted model answers as its base."""
-    return model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext()
-
-
-@contextmanager
-def answering(model: Any) -> Iterator[None]:
-    """Within, an adapter in fp32 is part of the weights: at each token that saves two products a layer, and changes
-    what fp32 rounds. Weights of fewer bits are left alone, in which the merged model would be another."""
-    merge = hasattr(model, "merge_adapter") and all(p.dtype == torch.float32 for p in model.parameters())
-    if merge:
-        model.merge_adapter()
-    try:
-        yield
-    finally:
-        if merge:
-            model.unmerge_adapter()

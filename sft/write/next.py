@@ -7,29 +7,30 @@ from unicodedata import east_asian_width
 
 from data_templates import Row
 from sft import UserError
+from sft.model.adapter import as_base
 from sft.model.load import decoding
 from sft.show import say
 from sft.tokens.codec import Codec
 from sft.write.ask import Answerer, fitting, prompt_ids, row_of, typed
-from sft.write.generate import as_base, read
-from sft.write.stream import Text, Together
+from sft.write.generate import read
+from sft.write.stream import Text, TextBatch
 
-BAR = 24
-"""Width of the longest bar, which stands for 100 %."""
+BAR_WIDTH = 24
+"""Columns of the longest bar, which stands for 100 %."""
 
 
 def explore(answerer: Answerer, questions: Iterable[str | Row], count: int, by_hand: bool) -> None:
     """Print the `count` likeliest next tokens after each question. `by_hand`: then ask what to go on with, a token by
     its place in the table (`#3`) or a text, and so on until Ctrl-D or the end token."""
     opened = answerer.opened
-    codec, together = opened.codec, Together(answerer.model)
+    codec, batch = opened.codec, TextBatch(answerer.model)
     config = decoding(opened.recipe, codec)
     with as_base(answerer.model) if answerer.base else nullcontext():
         for question in questions:
             row = question if isinstance(question, Mapping) else row_of(opened.template, question)
             prompt = fitting(opened.recipe, codec, config, prompt_ids(codec, opened.template, row, str(question)))
             text = Text(codec, prompt, config, opened.recipe.eval.seed)
-            table, likeliest = _table(together, text, count)
+            table, likeliest = _table(batch, text, count)
             print(table)
             for line in typed("#3 for the third, or text to go on with> ") if by_hand else ():
                 place = int(line[1:]) if line[:1] == "#" and line[1:].isdecimal() else 0 if line else 1
@@ -45,21 +46,25 @@ def explore(answerer: Answerer, questions: Iterable[str | Row], count: int, by_h
                     say(f"{config.max_new_tokens} tokens are the limit; --max-new-tokens gives more")
                     break
                 print(read(codec, text.written)[0])
-                table, likeliest = _table(together, text, count)
+                table, likeliest = _table(batch, text, count)
                 print(table)
 
 
-def _table(together: Together, text: Text, count: int) -> tuple[str, list[int]]:
+def _table(batch: TextBatch, text: Text, count: int) -> tuple[str, list[int]]:
     """The table, and the ids of its tokens."""
-    logits = together.next(text.prompt + text.written)
+    logits = batch.next(text.prompt + text.written)
     shares, ids = text.scores(logits).softmax(-1).topk(min(count, len(logits)))
     names = [readable(text.codec, int(token)) for token in ids]
     width = max(map(_width, names))
     lines = [
-        f"{place:>3}  {name}{' ' * (width - _width(name))}  {int(token):>7}  {share:>6.1%}  {'█' * round(BAR * share)}"
+        f"{place:>3}  {name}{' ' * (width - _width(name))}  {int(token):>7}  {share:>6.1%}  {_bar(share)}"
         for place, (name, token, share) in enumerate(zip(names, ids, shares.tolist(), strict=True), 1)
     ]
     return "\n".join(line.rstrip() for line in lines), [int(token) for token in ids]
+
+
+def _bar(share: float) -> str:
+    return "█" * round(BAR_WIDTH * share)
 
 
 def readable(codec: Codec, token: int) -> str:

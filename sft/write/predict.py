@@ -17,7 +17,7 @@ from sft.tokens.codec import Codec
 from sft.write.generate import write
 
 
-def chosen(test: Dataset, count: int, seed: int) -> Dataset:
+def rows_to_ask(test: Dataset, count: int, seed: int) -> Dataset:
     """The held-out rows to generate from: all, or so many drawn by the seed, in the order of the file."""
     drawn = np.random.default_rng(seed).permutation(len(test))[:count]
     return test.select(sorted(drawn.tolist()))

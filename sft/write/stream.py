@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from sft import UserError
+from sft.model.adapter import inner_model
 from sft.tokens.codec import Codec
 from sft.write.generate import read
 
@@ -91,12 +92,12 @@ class Text:
             self.text = self.text[: len(self.text) - max(starts, default=0)]
 
 
-class Together:
+class TextBatch:
     """The texts that one model writes at once. Not for several threads."""
 
     def __init__(self, model: Any) -> None:
         model.eval()
-        self.model = model.get_base_model() if hasattr(model, "get_base_model") else model  # an adapter is inside it
+        self.model = inner_model(model)
         takes = inspect.signature(self.model.forward).parameters
         self._caches = "past_key_values" in takes
         self._positions = "position_ids" in takes
@@ -179,11 +180,11 @@ class Together:
 
 def stream(model: Any, text: Text) -> Iterator[str]:
     """A text as it is written, in pieces of whole letters."""
-    together = Together(model)
-    together.join(text)
+    batch = TextBatch(model)
+    batch.join(text)
     yield text.news()
     while text.end is None:
-        together.step()
+        batch.step()
         yield text.news()
 
 

@@ -1,0 +1,259 @@
+"""The adapter: what is trained beside a base that stays as it is.
+
+No other module imports peft, and none asks what kind of adapter a recipe has. peft takes seconds to import, so each
+function imports what it needs.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sft import UserError
+from sft.recipe import Recipe
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, TrainingArguments
+
+MIX_METHODS = ("cat", "linear", "svd", "ties", "dare_ties")
+"""Of `peft.LoraModel.add_weighted_adapter`. `cat` is the weighted sum itself, `svd` its best part of the old rank;
+`linear` sums A and B apart, `ties` and `dare_ties` leave small or random parts out of them."""
+
+MIXED_WRONG = ("use_dora", "use_rslora", "lora_bias", "modules_to_save", "trainable_token_indices")
+"""Settings of `lora:` that add_weighted_adapter takes without a word, and whose adapters it does not sum."""
+
+
+@dataclass(frozen=True)
+class Mix:
+    """How several adapters become one."""
+
+    weights: tuple[float, ...]
+    method: str = "cat"
+    density: float | None = None
+    """For `ties` and `dare_ties`: the share of values that is kept."""
+
+
+class LowRank(NamedTuple):
+    """What LoRA adds to the weight of a layer: `b` [out, r] times `a` [r, in], the scale in `b`. In GPT-2's layers,
+    which hold their weights as [in, out], it is `b` [in, r] times `a` [r, out]."""
+
+    layer: str
+    a: "Tensor"
+    b: "Tensor"
+
+
+def peft_arguments(recipe: Recipe) -> dict[str, Any] | None:
+    """Arguments of `peft.LoraConfig`, for all linear layers where the recipe names none. None: there is no adapter."""
+    return None if recipe.lora is None else {"target_modules": "all-linear"} | recipe.lora
+
+
+def check_layer_names(recipe: Recipe, skeleton: "PreTrainedModel") -> None:
+    """Raise UserError for a layer that the recipe names and the model lacks. peft passes over such a name where another
+    one fits."""
+    modules = dict(skeleton.named_modules())
+    for key in ("target_modules", "modules_to_save"):
+        wanted = (recipe.lora or {}).get(key)
+        for name in wanted if isinstance(wanted, list) else ():
+            if not any(module == name or module.endswith(f".{name}") for module in modules):
+                leaves = {path.rsplit(".", 1)[-1] for path, module in modules.items() if hasattr(module, "weight")}
+                raise UserError(
+                    f"`lora.{key}` names `{name}`, which this model does not have; "
+                    f"there are {', '.join(sorted(leaves))}"
+                )
+
+
+def add_adapter(model: "PreTrainedModel", recipe: Recipe) -> Any:
+    """The model with the recipe's adapter, fresh: its first values follow from `trainer.seed`."""
+    from transformers import set_seed
+
+    arguments = peft_arguments(recipe)
+    assert arguments is not None, "without an adapter all weights are trained"
+    set_seed(int(recipe.trainer.get("seed", 42)))
+    return make_adapter(model, arguments)
+
+
+def make_adapter(model: "PreTrainedModel", arguments: dict[str, Any]) -> Any:
+    """The model with an adapter of these `peft_arguments`, on the meta device where the model is there."""
+    from peft import LoraConfig, PeftType, get_peft_model
+    from peft.tuners.lora import LoraLayer
+
+    try:
+        config = LoraConfig(task_type="CAUSAL_LM", **arguments)
+        adapted = get_peft_model(model, config, low_cpu_mem_usage=model.device.type == "meta")
+    except (TypeError, ValueError) as error:
+        raise UserError(f"`lora:` is not accepted by peft: {error}") from error
+    made = adapted.peft_config["default"]
+    assert made.peft_type == PeftType.LORA, f"peft made an adapter of type {made.peft_type}, the recipe says LoRA"
+    assert any(isinstance(layer, LoraLayer) for layer in adapted.modules()), "peft gave LoRA to no layer"
+    return adapted
+
+
+def open_adapter(model: Any, folder: Path, name: str = "default") -> Any:
+    """The model with the adapter of a folder, which is the one in use; beside the others that it has.
+
+    Raises UserError where the adapter is one of another model.
+    """
+    from peft import PeftModel
+
+    try:
+        if not isinstance(model, PeftModel):
+            return PeftModel.from_pretrained(model, str(folder), adapter_name=name)
+        model.load_adapter(str(folder), adapter_name=name)
+        model.set_adapter(name)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"{folder}: does not fit its base: {' '.join(str(error).split())[:300]}") from error
+    return model
+
+
+def save_adapter(model: Any, folder: Path, name: str = "default") -> None:
+    """Write an adapter: the default one into the folder itself, any other into a folder of its name below it."""
+    model.save_pretrained(folder, selected_adapters=[name], save_embedding_layers=False)  # else peft asks the hub
+
+
+def has_adapter(model: Any) -> bool:
+    """Whether a model has one. (To ask peft would import it, for whole models too.)"""
+    return hasattr(model, "peft_config")
+
+
+def inner_model(model: Any) -> Any:
+    """The transformers model, with the adapter in its layers: peft's wrapper around it computes nothing."""
+    return model.get_base_model() if has_adapter(model) else model
+
+
+def as_base(model: Any) -> AbstractContextManager[Any]:
+    """Within, an adapted model answers as its base."""
+    return model.disable_adapter() if has_adapter(model) else nullcontext()
+
+
+@contextmanager
+def in_weights(model: Any) -> Iterator[None]:
+    """Within, an adapter in fp32 is part of the weights: at each token that saves two products a layer, and changes
+    what fp32 rounds. Weights of fewer bits are left alone, in which the merged model would be another."""
+    import torch
+
+    merge = has_adapter(model) and all(p.dtype == torch.float32 for p in model.parameters())
+    if merge:
+        model.merge_adapter()
+    try:
+        yield
+    finally:
+        if merge:
+            model.unmerge_adapter()
+
+
+def without_copies(recipe: Recipe, model: Any, args: "TrainingArguments") -> AbstractContextManager[None]:
+    """Within, LoRA layers on a CPU leave their input as it is: they would copy it to fp32, and autocast back to bf16.
+    (DoRA computes norms in its input's type. On a GPU, `sft fit` foresees the copies.)"""
+    from peft.helpers import disable_input_dtype_casting
+
+    exact = args.device.type == "cpu" and args.bf16 and not (recipe.lora or {}).get("use_dora")
+    return disable_input_dtype_casting(model, active=exact)
+
+
+def sum_into_weights(plain: "PreTrainedModel", adapter: Path, name: str) -> "PreTrainedModel":
+    """The model with the adapter of a folder in its weights, summed in float32, a layer at a time.
+
+    Raises UserError for an adapter that does not fit, holds no numbers, or changes nothing; `name` is for them.
+    """
+    import torch
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    model, changed = open_adapter(plain, adapter), False
+    for layer in [module for module in model.modules() if isinstance(module, BaseTunerLayer)]:
+        base = layer.get_base_layer()
+        kept = [parameter.data for parameter in base.parameters()]
+        base.float()
+        try:
+            layer.merge(safe_merge=True)
+        except ValueError as error:
+            raise UserError(f"{name}: holds values that are no finite numbers; train with a lower rate") from error
+        except RuntimeError as error:  # a bias for a layer that has none
+            raise UserError(f"{name}: peft cannot merge it: {error}") from error
+        for parameter, data in zip(base.parameters(), kept, strict=True):
+            changed |= not torch.equal(data, parameter.data.to(data.dtype))
+            parameter.data = data.copy_(parameter.data)  # where it was: new places would hold the model twice
+    if not changed:
+        raise UserError(
+            f"{name}: changes no weight of its base in {plain.dtype}: its own are 0, or too small; "
+            "train longer, or write --dtype float32"
+        )
+    return model.unload().to(plain.dtype)  # layers in `modules_to_save` come in float32
+
+
+def mix_adapters(plain: "PreTrainedModel", adapters: Sequence[Path], mix: Mix, seed: int, folder: Path) -> Path:
+    """The weighted sum of adapters of one base, written as an adapter below `folder`. `dare_ties` draws by the seed."""
+    from transformers import set_seed
+
+    names = [f"run_{number}" for number in range(len(adapters))]  # peft takes "0" for the layer of that number as well
+    model: Any = plain
+    for name, adapter in zip(names, adapters, strict=True):
+        model = open_adapter(model, adapter, name)
+    set_seed(seed)
+    try:
+        weights, density = list(mix.weights), mix.density
+        model.add_weighted_adapter(names, weights, "sum", combination_type=mix.method, density=density)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise UserError(f"peft cannot sum these adapters by `{mix.method}`: {error}") from error
+    save_adapter(model, folder, "sum")
+    model.unload()
+    return folder / "sum"
+
+
+def low_rank(model: Any) -> Iterator[LowRank]:
+    """What a LoRA adapter adds to the weight of each layer, as the layer holds it; rsLoRA and patterns are in the
+    scale."""
+    from peft.tuners.lora import LoraLayer
+
+    for name, layer in model.named_modules():
+        if isinstance(layer, LoraLayer):
+            a = layer.lora_A["default"].weight.detach()
+            b = layer.lora_B["default"].weight.detach() * layer.scaling["default"]
+            yield LowRank(name, b.T, a.T) if layer.fan_in_fan_out else LowRank(name, a, b)
+
+
+def not_mergeable(recipe: Recipe) -> str | None:
+    """Why the adapter cannot become part of its base's weights, or None."""
+    if (recipe.lora or {}).get("layer_replication"):
+        return "`lora.layer_replication` has one weight in several layers, each with another adapter"
+    return None
+
+
+def not_mixable(recipe: Recipe) -> str | None:
+    """Why the adapter cannot be summed with others, or None."""
+    if not recipe.has_adapter:
+        return "all weights were trained, there is no adapter; merge adapters alone"
+    if wrong := next((key for key in MIXED_WRONG if (recipe.lora or {}).get(key)), None):
+        return f"`lora.{wrong}` is set, and peft cannot sum such adapters; merge it alone"
+    return None
+
+
+def not_for_llama_cpp(recipe: Recipe) -> str | None:
+    """Why llama.cpp cannot run the adapter beside its base, or None."""
+    if not recipe.has_adapter:
+        return "all weights were trained, there is no adapter; leave out `lora`"
+    if any((recipe.lora or {}).get(key) for key in ("use_dora", "modules_to_save")):
+        return "llama.cpp knows plain LoRA alone; export the merged model instead of `lora`"
+    return None
+
+
+def training_method(recipe: Recipe) -> str:
+    """How a model is trained, in few words: `QLoRA, 4 bit`."""
+    if recipe.lora is None:
+        return "from scratch" if isinstance(recipe.model, dict) else "all weights"
+    if recipe.quantization == "4bit":
+        return "QLoRA, 4 bit"
+    variants = {"use_dora": "DoRA", "use_rslora": "rsLoRA"}
+    name = next((name for key, name in variants.items() if recipe.lora.get(key)), "LoRA")
+    return f"{name} on 8 bit" if recipe.quantization == "8bit" else name
+
+
+def adapter_size(recipe: Recipe) -> str:
+    """How large an adapter the recipe asks for: `r = 8`; nothing where all weights are trained."""
+    return "" if recipe.lora is None else f"r = {recipe.lora.get('r', 8)}"
+
+
+def hub_tags(recipe: Recipe) -> list[str]:
+    """The tags by which the hub's users look for such an adapter."""
+    return ["lora", "qlora"] if recipe.quantization == "4bit" else ["lora"]
