@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 
 from data_templates import Template
 from sft.cli import main
+from sft.model.adapter import in_weights
 from sft.model.load import decoding
 from sft.recipe import Recipe, load
 from sft.tokens.codec import Codec
@@ -352,3 +353,24 @@ def _until(terminal: int, sign: bytes | None) -> bytes:
         except OSError:
             break
     return shown
+
+
+@pytest.mark.parametrize("targets", [["q_proj"], ["embed_tokens"]])
+def test_an_adapter_is_merged_for_speed_only_where_the_model_stays_the_same(
+    tmp_path: Path, gpt2_like: Path, tiny_model: Callable[..., Path], targets: list[str]
+) -> None:
+    """In a model with a tied head, the sum of an adapted embedding would change the head as well."""
+    from peft import LoraConfig, get_peft_model
+
+    folder = tiny_model(tmp_path / "model", gpt2_like, "llama", tie_word_embeddings=True)
+    base = AutoModelForCausalLM.from_pretrained(folder)
+    model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=targets))
+    for name, parameter in model.named_parameters():
+        if "lora" in name:
+            torch.nn.init.normal_(parameter.data, std=0.3)
+    ids = torch.arange(20)[None] + 40
+    with torch.no_grad():
+        apart = model.eval()(ids).logits
+        with in_weights(model):
+            assert torch.allclose(model(ids).logits, apart, atol=1e-3)
+        assert torch.allclose(model(ids).logits, apart, atol=1e-3)

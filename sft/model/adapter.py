@@ -25,6 +25,11 @@ MIXED_WRONG = ("use_dora", "use_rslora", "lora_bias", "modules_to_save", "traina
 """Settings of `lora:` that add_weighted_adapter takes without a word, and whose adapters it does not sum."""
 
 
+PROBE_TOKENS, PROBE_TOLERANCE = 8, 1e-3
+"""Tokens on which a model with its adapter in its weights is compared, and how far its logits may move, as a share of
+their spread. fp32 rounds to a thousandth of that; a shared weight moves them by more than their spread."""
+
+
 @dataclass(frozen=True)
 class Mix:
     """How several adapters become one."""
@@ -130,16 +135,28 @@ def as_base(model: Any) -> AbstractContextManager[Any]:
 @contextmanager
 def in_weights(model: Any) -> Iterator[None]:
     """Within, an adapter in fp32 is part of the weights: at each token that saves two products a layer, and changes
-    what fp32 rounds. Weights of fewer bits are left alone, in which the merged model would be another."""
+    what fp32 rounds.
+
+    Weights of fewer bits are left alone, in which the merged model would be another; and so is a model whose logits are
+    seen to change, as where a head shares the weight of an adapted embedding.
+    """
     import torch
 
-    merge = has_adapter(model) and all(p.dtype == torch.float32 for p in model.parameters())
-    if merge:
+    if not has_adapter(model) or any(p.dtype != torch.float32 for p in model.parameters()):
+        yield
+        return
+    probe = torch.arange(PROBE_TOKENS, device=model.device)[None] % model.config.get_text_config().vocab_size
+    with torch.no_grad():
+        apart = model(probe, use_cache=False).logits
         model.merge_adapter()
+        merged = model(probe, use_cache=False).logits
+    equal = torch.allclose(merged, apart, rtol=0, atol=PROBE_TOLERANCE * float(apart.std()))
+    if not equal:
+        model.unmerge_adapter()
     try:
         yield
     finally:
-        if merge:
+        if equal:
             model.unmerge_adapter()
 
 
@@ -168,7 +185,7 @@ def sum_into_weights(plain: "PreTrainedModel", adapter: Path, name: str) -> "Pre
         try:
             layer.merge(safe_merge=True)
         except ValueError as error:
-            raise UserError(f"{name}: holds values that are no finite numbers; train with a lower rate") from error
+            raise UserError(f"{name}: holds values that are not finite; train with a lower rate") from error
         except RuntimeError as error:  # a bias for a layer that has none
             raise UserError(f"{name}: peft cannot merge it: {error}") from error
         for parameter, data in zip(base.parameters(), kept, strict=True):
