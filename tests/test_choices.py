@@ -97,6 +97,10 @@ def test_rows_that_grouping_cannot_serve_are_packed_and_as_many_are_learned_from
     mean = sum(lengths) / len(lengths)
     rows = chosen["gradient_accumulation_steps"] * chosen["per_device_train_batch_size"] * 64 / mean
     assert rows == pytest.approx(16, rel=0.5)
+    four = recipe("trainer.max_length=64", "trainer.per_device_train_batch_size=16",
+                  "trainer.gradient_accumulation_steps=4")  # fmt: skip
+    alone, two = (named(by_rows(settle(four, by_machine(four)), of(lengths), config, n)) for n in (1, 2))
+    assert alone["gradient_accumulation_steps"] == two["gradient_accumulation_steps"] > 1, "each does its own share"
     falcon = AutoConfig.for_model("falcon", hidden_size=2048)
     (choice,) = [c for c in by_rows(few, of(lengths), falcon, 1) if c.setting == "train_sampling_strategy"]
     assert choice.value == "group_by_length"

@@ -184,7 +184,7 @@ def test_a_pad_token_equal_to_the_end_token_never_masks_the_end(
 def test_a_long_row_follows_overflow_and_its_output_is_never_cut(
     tmp_path: Path, sentencepiece_like: Path, write_recipe: Callable[..., Path], overflow: str
 ) -> None:
-    rows = [{"prompt": f"{i} " + "long " * 200, "output": f"The end of {i}."} for i in range(4)]
+    rows = [{"prompt": f"{i} " + "long " * 200 + f"and last {i}", "output": f"The end of {i}."} for i in range(4)]
     rows += [{"prompt": f"short {i}", "output": "very " * 300} for i in range(4)]
     rows += [{"prompt": f"fits {i}", "output": "yes"} for i in range(8)]
     file = write_recipe(tmp_path, rows=rows, model=str(sentencepiece_like), data={"overflow": overflow})
@@ -201,9 +201,19 @@ def test_a_long_row_follows_overflow_and_its_output_is_never_cut(
     for row in kept:
         assert row["input_ids"][0] == codec.start[0], "the start of sequence survives trimming"
         assert row["labels"][-1] == codec.end[-1]
-        assert "The end of" in codec.text([row["input_ids"]])[0] or "yes" in codec.text([row["input_ids"]])[0]
+        text = codec.text([row["input_ids"]])[0]
+        number = text.partition("The end of ")[2][:1]
+        assert f"and last {number}" in text if number else "yes" in text, "the prompt's last words are there"
     with pytest.raises(Refused, match=r"of 16 rows do not fit .*check\.max_dropped="):
         refuse(recipe, tokens)
+
+
+def test_a_trimmed_prompt_keeps_its_start_and_its_newest_tokens(any_tokenizer: Path) -> None:
+    codec = Codec(AutoTokenizer.from_pretrained(any_tokenizer), "plain")
+    (head,) = codec.prompts([" ".join(map(str, range(100)))])
+    start = len(codec.start)
+    assert codec.trimmed(head, start + 5) == head[:start] + head[-5:]
+    assert codec.trimmed(head, start) is None, "nothing of the prompt would be left"
 
 
 def test_a_prompt_in_a_chat_template_is_dropped_rather_than_beheaded(
@@ -271,6 +281,37 @@ def test_a_normaliser_that_loses_spaces_is_counted_as_a_change(gpt2_like: Path) 
     assert codec.unchanged(texts, codec.outputs(texts)) == [False, True, True]
 
 
+def test_a_tokenizer_that_loses_spaces_is_refused(
+    tmp_path: Path, sentencepiece_like: Path, write_recipe: Callable[..., Path]
+) -> None:
+    """As a folder has it whose config names a class of tokenizer that its files are not of."""
+    from tokenizers import decoders
+
+    tokenizer = AutoTokenizer.from_pretrained(sentencepiece_like)
+    tokenizer.backend_tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", ""), decoders.ByteFallback()])
+    tokenizer.save_pretrained(tmp_path / "model")
+    with pytest.raises(UserError, match="its tokenizer does not give back what it is given"):
+        tokens_of(write_recipe(tmp_path))
+
+
+def test_a_new_tokenizer_is_trained_on_the_training_side_alone(
+    tmp_path: Path, write_recipe: Callable[..., Path]
+) -> None:
+    rows = [{"text": f"{i} Mira went to the mill."} for i in range(8)] + [{"text": "zqxzqxzqx " * 10}] * 2
+    config = {"model_type": "gpt2", "n_layer": 1, "n_head": 2, "n_embd": 16, "n_positions": 256}
+    new = {"model": config, "tokenizer": {"vocab_size": 300}, "lora": None, "template": "running_text"}
+    merged = set()
+    for seed in range(20):
+        opened = Opened(load(write_recipe(tmp_path, rows, data={"seed": seed}, **new)))
+        held_out = "zqx" in "".join(opened.tokens.test["reference"])
+        known = any("zqx" in token for token in opened.tokenizer.get_vocab())
+        assert known != held_out
+        merged.add(known)
+        if merged == {True, False}:
+            break
+    assert merged == {True, False}, "once it was held out, once not"
+
+
 def test_an_end_token_that_the_tokenizer_reads_in_an_output_is_an_error(
     tmp_path: Path, write_recipe: Callable[..., Path]
 ) -> None:
@@ -309,6 +350,25 @@ def test_no_row_stands_on_both_sides(tmp_path: Path, gpt2_like: Path, write_reci
     assert held
     assert held.isdisjoint(trained)
     assert sum(c.duplicates for c in tokens.counts.values()) == 40
+
+
+def test_records_that_share_any_key_stand_on_one_side(
+    tmp_path: Path, gpt2_like: Path, write_recipe: Callable[..., Path]
+) -> None:
+    """Chains of records, each of which shares one key with the next: first and last are tied through the others."""
+    (tmp_path / "chains.py").write_text(
+        "from data_templates import Template\n"
+        "def template():\n"
+        "    return Template(fields={'prompt': '', 'output': ''}, prompt=lambda row: row['prompt'],\n"
+        "                    completion=lambda row: row['output'],\n"
+        "                    keys=lambda row: [f\"{row['chain']} {row['link'] + i}\" for i in range(2)])\n"
+    )
+    rows = [{"chain": c, "link": k, "prompt": f"chain {c} link {k}", "output": "x"} for k in range(5) for c in range(6)]
+    for seed in range(3):
+        file = write_recipe(tmp_path, rows, model=str(gpt2_like), template=str(tmp_path / "chains.py"))
+        held = [row["prompt"].split()[1] for row in tokens_of(file, f"data.seed={seed}")[2].test]
+        assert held
+        assert all(held.count(chain) == 5 for chain in held)
 
 
 def test_the_split_follows_the_rows_and_not_their_order(

@@ -102,6 +102,20 @@ def test_a_byte_that_is_no_letter_is_shown_once_that_is_certain(gpt2_like: Path)
     assert read(codec, [letter, start]) == ("a\ufffd", False)
 
 
+def test_an_end_of_several_tokens_is_no_part_of_the_text(gpt2_like: Path) -> None:
+    """A chat template in the manner of Llama 2, where a space stands before the end token."""
+    tokenizer = AutoTokenizer.from_pretrained(gpt2_like)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
+        "{% else %} {{ m.content }} {{ eos_token }}{% endif %}{% endfor %}"
+    )
+    codec = Codec(tokenizer)
+    assert len(codec.end) == 2
+    ids = codec.outputs(["Mira was there."])[0]
+    assert read(codec, ids + codec.end + [5, 6]) == ("Mira was there.", True)
+    assert read(codec, ids + codec.end[-1:]) == ("Mira was there.", True), "a model may leave out the space"
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -138,6 +152,8 @@ def test_stop_texts_end_the_text_and_are_never_shown(tuned: Recipe) -> None:
     pieces = list(stream(answerer.model, text))
     assert "".join(pieces) == whole[: whole.index(stop)] == text.text
     assert text.end == "stop"
+    both = Text(opened.codec, ids, config, 0, [whole[12:16], stop])
+    assert "".join(stream(opened.model, both)) == whole[: whole.index(stop)], "the first in the text, not in the list"
     unseen = Text(opened.codec, ids, config, 0, [whole[-3:] + "?"])
     assert "".join(stream(answerer.model, unseen)) == whole, "what was held back in vain is given at the end"
 

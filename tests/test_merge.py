@@ -203,6 +203,19 @@ def test_every_kind_of_adapter_merges(runs: Path, tmp_path: Path, lora: dict[str
     assert parity_of(merge(recipe))["problems"] == []
 
 
+def test_the_sum_of_base_and_adapter_is_rounded_once(copied: Callable[[str], Recipe]) -> None:
+    """In bfloat16 the product of the adapter's halves, rounded before it is added, is another sum."""
+    recipe = copied("lora")
+    layer = "model.layers.1.mlp.up_proj"
+    halves = load_file(recipe.trained / "adapter_model.safetensors")
+    a, b = (halves[f"base_model.model.{layer}.lora_{half}.weight"] for half in "AB")
+    config = json.loads((recipe.trained / "adapter_config.json").read_text())
+    base = load_file(Path(str(recipe.model)) / "model.safetensors")[f"{layer}.weight"].bfloat16()
+    exact = (base.float() + config["lora_alpha"] / config["r"] * b @ a).bfloat16()
+    folder = merge(recipe, Options(dtype="bfloat16"))
+    assert torch.equal(load_file(folder / "model.safetensors")[f"{layer}.weight"], exact)
+
+
 def test_a_model_that_was_trained_whole_is_copied(runs: Path) -> None:
     parity = parity_of(merge(load(runs / "base.yaml")))
     assert parity["largest_logit_difference"] == 0

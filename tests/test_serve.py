@@ -230,6 +230,7 @@ def test_more_than_there_is_room_for_are_turned_away_and_the_rest_wait(tuned: Re
             assert turned_away.value.code == "queue_full"
             served.gate.open()
             texts = [answer.result() for answer in answers]
+        assert served.gate.most == 2
         for question, text in zip(QUESTIONS, texts, strict=False):
             assert text == "".join(piece.text for piece in ask(served.answerer, [question]))
         with pytest.raises(openai.BadRequestError, match="writes 4 answers at once"):
@@ -384,6 +385,20 @@ def test_a_key_is_asked_for_where_there_is_one(tuned: Recipe) -> None:
                 assert answer.json()["error"]["code"] == "invalid_api_key"
         given = {"Authorization": "Bearer s3cret-ключ".encode()}
         assert httpx.get(f"{served.url}/v1/models", headers=given).status_code == 200  # type: ignore[arg-type]
+
+
+def test_an_address_that_others_reach_is_said_and_is_not_the_default(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sft import serve
+
+    asked: list[str] = []
+    monkeypatch.setattr(serve, "serve", lambda _load, host, *_: asked.append(host))
+    main(["serve", "runs/none", "--port", "0"])
+    for host, key, said in ((asked[0], None, False), ("0.0.0.0", None, True), ("0.0.0.0", "secret", False)):
+        with serve._listen(host, 0) as listening:
+            serve._warn(listening, key)
+        assert ("anyone who reaches this address" in capsys.readouterr().err) is said, (host, key)
 
 
 def test_a_stopped_server_ends_its_streams_and_leaves_without_a_word(tuned: Recipe) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import popen
+from conftest import ROWS, popen
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
@@ -103,12 +103,44 @@ def test_row_losses_do_not_depend_on_the_batches(run: Any) -> None:
 def test_held_out_loss_in_training_is_the_token_mean_of_the_evaluation(run: Any) -> None:
     from eval.evaluate import evaluate_run
 
-    recipe = run("trainer.eval_strategy=steps", "trainer.eval_steps=2", "trainer.bf16=false", "eval.rows=2",
-                 "generation.max_new_tokens=4")  # fmt: skip
+    rows = [row | {"output": row["output"] * (1 + i % 5)} for i, row in enumerate(ROWS)]
+    recipe = run("trainer.eval_strategy=steps", "trainer.eval_steps=20", "trainer.max_steps=20", "eval.rows=2",
+                 "trainer.learning_rate=1e-2", "trainer.bf16=false", "generation.max_new_tokens=4",
+                 rows=rows, lora=None)  # fmt: skip
     log = json.loads((recipe.folder / "train.json").read_text())["log"]
     (in_training,) = [entry["eval_loss"] for entry in log if "eval_loss" in entry]
-    scores = json.loads((evaluate_run(recipe) / "scores.json").read_text())
+    folder = evaluate_run(recipe)
+    scores = json.loads((folder / "scores.json").read_text())
     assert scores["metrics"]["loss"]["tuned"]["value"] == pytest.approx(in_training, rel=1e-4)
+    losses, _, tokens = torch.tensor(json.loads((folder / "tuned" / "losses.json").read_text())).double().T
+    assert in_training == pytest.approx(float(losses.sum() / tokens.sum()), rel=1e-4)
+    without_one = (losses.sum() - losses) / (tokens.sum() - tokens)
+    assert ((without_one / in_training - 1).abs() > 1e-3).all(), "rows differ, so that none can be left out unseen"
+    assert abs(float((losses / tokens).mean()) / in_training - 1) > 1e-3, "nor can a mean of rows stand for it"
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_accumulated_micro_batches_give_the_step_of_one_batch(tmp_path: Path, run: Any, weighted: bool) -> None:
+    """Micro-batches have different numbers of learned tokens, so that a mean of their means is another step."""
+    rows = [{"prompt": f"{i} Mira", "output": "went to the mill. " * (1 + i % 8)} for i in range(12)]
+    (tmp_path / "own.py").write_text(
+        "from data_templates import Segment, Template\n"
+        "def template(weight: float = 1.0):\n"
+        "    return Template(fields={'output': ''}, prompt=lambda r: r['prompt'] + ':', completion=lambda r:\n"
+        "        [Segment('first', r['output'][:9], weight), Segment('rest', r['output'][9:])])\n"
+    )
+    sgd = {"max_steps": 1, "optim": "sgd", "learning_rate": 1.0, "lr_scheduler_type": "constant", "bf16": False}
+    options = {"template_options": {"weight": 3.0 if weighted else 1.0}, "lora": {"r": 4, "lora_dropout": 0.0}}
+    steps = []
+    for size, accumulated in ((9, 1), (3, 3)):
+        batch = {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulated,
+                 "train_sampling_strategy": "random"}  # fmt: skip
+        recipe = run(f"output={tmp_path / 'runs' / str(size)}", rows=rows, template=str(tmp_path / "own.py"),
+                     model_type="llama", trainer=sgd | batch, **options)  # fmt: skip
+        steps.append(adapter(recipe))
+    assert any(tensor.abs().max() > 1e-4 for name, tensor in steps[0].items() if "lora_B" in name)
+    for name, tensor in steps[0].items():
+        torch.testing.assert_close(tensor, steps[1][name], rtol=1e-3, atol=1e-6)
 
 
 def test_segment_weights_reach_the_loss(tmp_path: Path, run: Any) -> None:
@@ -226,8 +258,46 @@ def test_leaving_out_copies_of_what_lora_is_given_changes_no_gradient(
     assert same(*gradients)
 
 
-def test_packing_is_proven_before_it_is_used(run: Any) -> None:
-    assert adapter(run(trainer={"packing": True}))
+def test_packing_is_proven_before_it_is_used(run: Any, tmp_path: Path) -> None:
+    """The same Llama passes, and fails where it is made blind to where documents begin."""
+    from trl import pack_dataset
+
+    from sft.train.packing import prove_packing
+
+    recipe = run(model_type="llama", trainer={"packing": True})
+    assert adapter(recipe)
+    model = AutoModelForCausalLM.from_pretrained(recipe.model)
+    rows = pack_dataset(Opened(recipe).tokens.train, recipe.max_length, "bfd")
+    prove_packing(model, rows, 4)
+
+    def run_on(_module: Any, arguments: Any, inputs: dict[str, Any]) -> Any:
+        return arguments, inputs | {"position_ids": torch.arange(inputs["input_ids"].shape[1])[None]}
+
+    model.register_forward_pre_hook(run_on, with_kwargs=True)
+    with pytest.raises(UserError, match="packing is not safe for this architecture"):
+        prove_packing(model, rows, 4)
+
+
+def test_a_document_that_loses_its_first_token_to_packing_is_noticed(
+    tmp_path: Path, gpt2_like: Path, tiny_model: Callable[..., Path]
+) -> None:
+    """No document sees another here, but a packed one is not what it is alone."""
+    from datasets import Dataset
+
+    from sft.train.packing import prove_packing
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_model(tmp_path / "m", gpt2_like, "llama"))
+    rows = Dataset.from_list([{"input_ids": list(range(5, 45)), "seq_lengths": [20, 20]}])
+
+    def forget_the_first(_module: Any, arguments: Any, inputs: dict[str, Any]) -> Any:
+        first = inputs["position_ids"] == 0
+        first[:, 0] = False  # of the row's first document all is there
+        return arguments, inputs | {"input_ids": inputs["input_ids"].masked_fill(first, 7)}
+
+    prove_packing(model, rows, 1)
+    model.register_forward_pre_hook(forget_the_first, with_kwargs=True)
+    with pytest.raises(UserError, match="packing is not safe for this architecture"):
+        prove_packing(model, rows, 1)
 
 
 def test_an_architecture_that_leaks_between_packed_rows_is_refused(run: Any) -> None:

@@ -1,0 +1,675 @@
+"""Promises of the code, each with an edit that breaks it and the tests that must then fail.
+
+`tests/mutants.py` makes these edits one at a time, in a copy of the tree.
+"""
+
+from typing import NamedTuple
+
+
+class Promise(NamedTuple):
+    """What a user can rely on, and how it is broken on purpose."""
+
+    said: str
+    file: str
+    old: str
+    """Text that stands once in the file."""
+    new: str
+    tests: tuple[str, ...]
+    """Arguments of pytest, below `tests/`: the fastest tests that hold the promise."""
+
+
+def promise(said: str, file: str, old: str, new: str, *tests: str) -> Promise:
+    return Promise(said, file, old, new, tests)
+
+
+PROMISES = (
+    # ---- the mask
+    promise(
+        "the first token of an output is learned",
+        "sft/tokens/prepare.py",
+        "labels[place < np.repeat(heads",
+        "labels[place <= np.repeat(heads",
+        "test_data.py::test_the_loss_falls_on_the_output_and_its_end_token_alone[gpt2_like]",
+    ),
+    promise(
+        "the prompt is not learned",
+        "sft/tokens/prepare.py",
+        "] = MASKED\n    for start, some in zip",
+        "] = MASKED\n    labels[0] = rows[0][0]\n    for start, some in zip",
+        "test_data.py::test_the_loss_falls_on_the_output_and_its_end_token_alone[gpt2_like]",
+        "test_data.py::test_the_ids_at_inference_are_the_prefix_of_those_of_training[gpt2_like]",
+        "test_check.py::test_tokens_are_counted_to_the_last_one",
+    ),
+    promise(
+        "the end token is learned",
+        "sft/tokens/prepare.py",
+        "[tail + codec.end for tail in ids.tails]",
+        "[tail for tail in ids.tails]",
+        "test_data.py::test_the_loss_falls_on_the_output_and_its_end_token_alone[gpt2_like]",
+    ),
+    promise(
+        "a token is learned from the hidden state before it",
+        "sft/model/loss.py",
+        "args[0][:, :-1][keep]",
+        "args[0][:, 1:][keep]",
+        "test_train.py::test_the_loss_is_the_mean_over_supervised_tokens",
+    ),
+    promise(
+        "rows are scored padded on the right",
+        "sft/model/loss.py",
+        "v + [by] * (width - len(v))",
+        "[by] * (width - len(v)) + v",
+        "test_train.py::test_row_losses_do_not_depend_on_the_batches",
+    ),
+    promise(
+        "an output that holds the end token's text is refused",
+        "sft/tokens/prepare.py",
+        "if codec.end[-1] in ids.tails[i]:",
+        "if codec.end[-1] in ids.tails[i][:0]:",
+        "test_data.py::test_an_end_token_that_the_tokenizer_reads_in_an_output_is_an_error",
+    ),
+    # ---- prompts that are too long
+    promise(
+        "a trimmed prompt keeps its newest tokens",
+        "sft/tokens/codec.py",
+        "[-kept:])",
+        "[:kept])",
+        "test_data.py::test_a_trimmed_prompt_keeps_its_start_and_its_newest_tokens",
+        "test_data.py::test_a_long_row_follows_overflow_and_its_output_is_never_cut[trim_prompt]",
+    ),
+    promise(
+        "a prompt in a chat template is never cut",
+        "sft/tokens/codec.py",
+        "None if self.chat or kept < 1",
+        "None if kept < 1",
+        "test_data.py::test_a_prompt_in_a_chat_template_is_dropped_rather_than_beheaded",
+    ),
+    # ---- the seam
+    promise(
+        "seams that would merge are counted",
+        "sft/tokens/codec.py",
+        "merged[i] = together.ids != [",
+        "merged[i] = together.ids == [",
+        "test_data.py::test_seams_that_would_merge_are_counted",
+    ),
+    promise(
+        "the quick look at a seam misses no merge",
+        "sft/tokens/codec.py",
+        "return known and self._parts.isdisjoint(x + y for x in before for y in after)",
+        "return known",
+        "test_data.py::test_the_quick_look_at_a_seam_misses_no_merge[gpt2_like]",
+    ),
+    promise(
+        "prompt and output are tokenised apart",
+        "sft/tokens/codec.py",
+        "json.dumps(_continuing(spec))",
+        "json.dumps(spec)",
+        "test_data.py::test_no_space_is_lost_or_gained_at_the_seam",
+    ),
+    # ---- the split
+    promise(
+        "rows with one prompt stand on one side",
+        "sft/rows/split.py",
+        "sample.text if by_prompt else",
+        "sample.text if False else",
+        "test_data.py::test_no_row_stands_on_both_sides",
+    ),
+    promise(
+        "training rows that are held out too are left out",
+        "sft/rows/split.py",
+        "TRAIN if self._held.isdisjoint(keys) else REPEATED",
+        "TRAIN",
+        "test_data.py::test_training_rows_that_the_test_file_has_too_are_left_out_and_counted",
+    ),
+    promise(
+        "records tied by any of their keys stand on one side",
+        "sft/rows/split.py",
+        "self._parent[self._root(other)] = self._root(one)",
+        "pass",
+        "test_data.py::test_records_that_share_any_key_stand_on_one_side",
+    ),
+    promise(
+        "records tied through a third stand on one side",
+        "sft/rows/split.py",
+        "first = [self._root(key) for key in self._first] if self._parent else self._first",
+        "first = [self._parent.get(key, key) for key in self._first]",
+        "test_data.py::test_records_that_share_any_key_stand_on_one_side",
+    ),
+    promise(
+        "the seed of the data decides what is held out",
+        "sft/rows/split.py",
+        "np.random.default_rng(self._data.seed)",
+        "np.random.default_rng(0)",
+        "test_data.py::test_the_split_follows_the_rows_and_not_their_order",
+    ),
+    # ---- counts and thresholds
+    promise(
+        "learned tokens are counted",
+        "sft/tokens/counts.py",
+        'counts.supervised += int(column["learned"][kept].sum())',
+        'counts.supervised += int(column["tokens"][kept].sum())',
+        "test_check.py::test_tokens_are_counted_to_the_last_one",
+    ),
+    promise(
+        "duplicates are counted",
+        "sft/tokens/counts.py",
+        "len(hashes) - len(np.unique(hashes))",
+        "len(hashes) - len(hashes)",
+        "test_check.py::test_every_number_on_rows_made_by_hand",
+    ),
+    promise(
+        "a threshold is broken by one row more than it allows",
+        "sft/tokens/check.py",
+        "if count > limit * seen:",
+        "if count > limit * seen + 1:",
+        "test_check.py::test_a_broken_threshold_ends_with_status_one_and_what_to_write",
+    ),
+    promise(
+        "a threshold allows what it says",
+        "sft/tokens/check.py",
+        "if count > limit * seen:",
+        "if count and count >= limit * seen:",
+        "test_data.py::test_damaged_texts_are_counted_with_their_first_row",
+    ),
+    promise(
+        "training refuses what check refuses",
+        "sft/tokens/check.py",
+        "    if broken := problems(recipe, tokens):",
+        "    if broken := problems(recipe, tokens)[:0]:",
+        "test_check.py::test_training_refuses_what_check_refuses",
+    ),
+    # ---- weights and losses
+    promise(
+        "a token weighs what the segment weighs that it begins in",
+        "sft/tokens/codec.py",
+        "for start, _ in encoding.offsets",
+        "for _, start in encoding.offsets",
+        "test_data.py::test_segments_weigh_what_they_say_and_zero_masks",
+    ),
+    promise(
+        "weights reach the loss",
+        "sft/train/collator.py",
+        'e["weights"] or ones for e',
+        "ones for e",
+        "test_train.py::test_segment_weights_reach_the_loss",
+    ),
+    promise(
+        "the loss of a step is a mean over its tokens, not over its micro-batches",
+        "sft/train/trainer.py",
+        "losses.sum() / (learned if num_items_in_batch is None else num_items_in_batch)",
+        "losses.sum() / learned / self.args.gradient_accumulation_steps",
+        "test_train.py::test_accumulated_micro_batches_give_the_step_of_one_batch",
+    ),
+    promise(
+        "the held-out loss in training is over all rows",
+        "sft/train/trainer.py",
+        "rows.select(range(self.args.process_index, len(rows), self.args.world_size))",
+        "rows.select(range(self.args.process_index, len(rows) - 1, self.args.world_size))",
+        "test_train.py::test_held_out_loss_in_training_is_the_token_mean_of_the_evaluation",
+    ),
+    promise(
+        "the held-out loss is a mean over tokens, not over rows",
+        "eval/score.py",
+        "then(numerator[index].sum(-1) / denominator[index].sum(-1))",
+        "then((numerator[index] / denominator[index]).mean(-1))",
+        "test_train.py::test_held_out_loss_in_training_is_the_token_mean_of_the_evaluation",
+    ),
+    promise(
+        "the adapter of a quantised base is trained in fp32",
+        "sft/train/trainer.py",
+        "parameter.data = parameter.data.float()",
+        "pass",
+        "test_train.py::test_a_quantised_base_trains_on_cpu_with_an_adapter_in_fp32[4bit]",
+    ),
+    # ---- chat turns and end tokens
+    promise(
+        "an answer ends with the turn's own end token",
+        "sft/tokens/codec.py",
+        "end = ids[: ends[0] + 1] if ends else [*ids, int(self.tokenizer.eos_token_id)]",
+        "end = [int(self.tokenizer.eos_token_id)]",
+        "test_data.py::test_an_answer_in_a_chat_template_is_what_the_template_itself_would_render",
+    ),
+    promise(
+        "a block of thoughts belongs to the prompt",
+        "sft/tokens/codec.py",
+        'return (lead, "", end) if lead.strip() else ("", lead, end)',
+        'return ("", lead, end)',
+        "test_artifact.py::test_a_chat_model_keeps_its_own_template",
+    ),
+    promise(
+        "an end token of several ids is no part of the text",
+        "sft/write/generate.py",
+        "ids[: -len(codec.end)] if ids[-len(codec.end) :] == codec.end else ids[:-1]",
+        "ids[:-1]",
+        "test_generate.py::test_an_end_of_several_tokens_is_no_part_of_the_text",
+    ),
+    promise(
+        "the name of a special token in a text is text",
+        "sft/tokens/codec.py",
+        "self._outputs.encode_special_tokens = True",
+        "pass",
+        "test_data.py::test_no_space_is_lost_or_gained_at_the_seam",
+        "test_data.py::test_output_ids_give_back_the_output_and_nothing_else[gpt2_like]",
+    ),
+    promise(
+        "answers of earlier turns end as in training",
+        "sft/serve/prompts.py",
+        'ids += codec.outputs([turn["content"]])[0] + codec.end',
+        'ids += codec.outputs([turn["content"]])[0]',
+        "test_serve.py::test_conversations_are_read_as_in_training",
+    ),
+    # ---- tokenizers
+    promise(
+        "no tokenizer puts a space before an output",
+        "sft/tokens/codec.py",
+        'node["prepend_scheme"] = "never"',
+        'node["prepend_scheme"] = "first"',
+        "test_data.py::test_no_space_is_lost_or_gained_at_the_seam[metaspace_like-The quick -brown fox]",
+        "test_data.py::test_no_space_is_lost_or_gained_at_the_seam",
+    ),
+    promise(
+        "a tokenizer that loses text is refused",
+        "sft/tokens/tokenizer.py",
+        "    _try_out(tokenizer, name)",
+        "    pass",
+        "test_data.py::test_a_tokenizer_that_loses_spaces_is_refused",
+    ),
+    promise(
+        "a new tokenizer is trained on the training side alone",
+        "sft/tokens/tokenizer.py",
+        "if sides[sample.record] == TRAIN:",
+        "if True:",
+        "test_data.py::test_a_new_tokenizer_is_trained_on_the_training_side_alone",
+    ),
+    # ---- scores
+    promise(
+        "base and tuned model are compared on the same resampled rows",
+        "eval/score.py",
+        "(tuned - base, tuneds - bases)",
+        "(tuned - base, tuneds - bases[::-1])",
+        "test_intervals.py::test_a_small_gain_on_every_row_is_seen_among_rows_that_differ_much",
+    ),
+    promise(
+        "the difference is tuned minus base",
+        "eval/score.py",
+        "(tuned - base, tuneds - bases)",
+        "(base - tuned, bases - tuneds)",
+        "test_intervals.py::test_a_small_gain_on_every_row_is_seen_among_rows_that_differ_much",
+    ),
+    promise(
+        "the intervals are those of 95 %",
+        "eval/score.py",
+        "[0.025, 0.975]",
+        "[0.25, 0.75]",
+        "test_eval.py::test_intervals_cover_the_truth_about_as_often_as_they_say",
+    ),
+    promise(
+        "rows are resampled with replacement, all of their number",
+        "eval/score.py",
+        "resampler.integers(0, size, (RESAMPLES, size))",
+        "resampler.permuted(np.tile(np.arange(size), (RESAMPLES, 1)), axis=1)",
+        "test_eval.py::test_intervals_cover_the_truth_about_as_often_as_they_say",
+    ),
+    promise(
+        "unseen tokens share what Witten and Bell leave them",
+        "eval/ngrams.py",
+        "shorter *= len(seen)",
+        "shorter *= 1",
+        "test_sequence.py::test_ngram_probabilities_by_hand",
+        "test_sequence.py::test_ngram_distributions_sum_to_one_also_in_contexts_never_seen",
+    ),
+    promise(
+        "n-grams are counted down to the unigram",
+        "eval/ngrams.py",
+        "for start in range(len(context), -1, -1):",
+        "for start in range(len(context) - 1, -1, -1):",
+        "test_sequence.py::test_ngram_probabilities_by_hand",
+    ),
+    # ---- merge and parity
+    promise(
+        "GPT-2's layers get their values transposed",
+        "sft/merge.py",
+        "values.T if isinstance(place, Conv1D) else values",
+        "values.reshape(place.weight.shape)",
+        "test_merge.py::test_every_architecture_is_the_trained_model_after_merging_saving_and_loading[gpt2-4bit]",
+    ),
+    promise(
+        "the adapter is added to the dequantised base",
+        "sft/merge.py",
+        'options.route == "dequantized":',
+        'options.route == "never":',
+        "test_merge.py::test_every_architecture_is_the_trained_model_after_merging_saving_and_loading[llama-4bit]",
+    ),
+    promise(
+        "the sum of base and adapter is rounded once",
+        "sft/merge.py",
+        "        base.float()\n",
+        "",
+        "test_merge.py::test_the_sum_of_base_and_adapter_is_rounded_once",
+    ),
+    promise(
+        "each adapter has its own weight in a sum",
+        "sft/merge.py",
+        "weights, density = list(mix.weights), mix.density",
+        "weights, density = list(mix.weights)[::-1], mix.density",
+        "test_merge.py::test_several_adapters_are_summed_by_their_weights",
+    ),
+    promise(
+        "an adapter that changes nothing is refused",
+        "sft/merge.py",
+        "    if not changed:",
+        "    if False:",
+        "test_merge.py::test_an_adapter_that_changes_nothing_is_an_error_and_leaves_nothing",
+    ),
+    promise(
+        "what is no number is past every tolerance",
+        "sft/model/parity.py",
+        "if not parity[name] <= limit",
+        "if parity[name] > limit",
+        "test_parity.py",
+    ),
+    promise(
+        "the tolerance is too small for another base's weights",
+        "sft/model/parity.py",
+        '"bfloat16": {"relative_difference": 2.5e-2, "loss_difference": 5e-3}',
+        '"bfloat16": {"relative_difference": 2.5, "loss_difference": 5.0}',
+        "test_merge.py::test_the_original_route_is_not_the_trained_model_and_says_so",
+    ),
+    promise(
+        "KL is of the trained model from the merged one",
+        "sft/model/parity.py",
+        "(np.exp(log_r) * (log_r - log_c))",
+        "(np.exp(log_c) * (log_c - log_r))",
+        "test_parity.py",
+    ),
+    promise(
+        "long rows are compared around their seam",
+        "sft/model/parity.py",
+        'row["prompt_tokens"] - length // 2',
+        'row["prompt_tokens"] - length',
+        "test_parity.py",
+    ),
+    # ---- export
+    promise(
+        "an ONNX graph goes on from its cache",
+        "sft/export/onnx.py",
+        "np.arange(seen, seen + len(ids), dtype=np.int64)",
+        "np.arange(len(ids), dtype=np.int64)",
+        "test_export.py::test_onnx_gives_the_logits_and_the_greedy_text_of_the_merged_model",
+    ),
+    promise(
+        "a Modelfile leaves what Go reads as its own",
+        "sft/export/ollama.py",
+        'return re.sub(r\'\\{\\{|^"|"""\', lambda found',
+        'return re.sub(r\'^"|"""\', lambda found',
+        "test_export.py::test_a_go_template_leaves_the_texts_of_others_as_they_are",
+    ),
+    promise(
+        "a Modelfile of a chat model takes a system text",
+        "sft/export/ollama.py",
+        "system = _system(codec, tokenizer, after) if codec.chat else None",
+        "system = None",
+        "test_export.py::test_a_go_template_of_a_chat_takes_a_system_text",
+    ),
+    # ---- checkpoints
+    promise(
+        "a checkpoint that lost a byte is passed over",
+        "sft/train/checkpoints.py",
+        'if damage(marker.parent, written["files"]) is None:',
+        "if True:",
+        "test_checkpoints.py",
+    ),
+    promise(
+        "a run goes on from its newest checkpoint",
+        "sft/train/checkpoints.py",
+        'int(marker.parent.name.rsplit("-", 1)[1])',
+        "marker.parent.name",
+        "test_checkpoints.py",
+    ),
+    promise(
+        "a checkpoint is whole once all of its files are listed",
+        "sft/train/checkpoints.py",
+        '"files": sizes(folder)})',
+        '"files": {}})',
+        "test_checkpoints.py",
+    ),
+    promise(
+        "a run does not go on with another number of processes",
+        "sft/train/checkpoints.py",
+        "    if before != processes:",
+        "    if before < processes:",
+        "test_checkpoints.py",
+        "test_train.py::test_a_run_does_not_go_on_with_another_number_of_processes",
+    ),
+    promise(
+        "weights that are no numbers are never saved",
+        "sft/train/checkpoints.py",
+        "not torch.isfinite(parameter).all()",
+        "not torch.isfinite(parameter).any()",
+        "test_checkpoints.py",
+    ),
+    # ---- choices
+    promise(
+        "rows of almost one length stay mixed",
+        "sft/train/choices.py",
+        "    if random <= WORTH:",
+        "    if random <= 0:",
+        "test_choices.py",
+    ),
+    promise(
+        "plain attention is for short rows alone",
+        "sft/train/choices.py",
+        "lengths.mean() <= SHORT and",
+        "",
+        "test_choices.py",
+    ),
+    promise(
+        "each epoch puts other rows together",
+        "sft/train/choices.py",
+        "np.random.default_rng((self.seed, self.epoch))",
+        "np.random.default_rng((self.seed, 0))",
+        "test_choices.py",
+    ),
+    promise(
+        "a step of packed rows learns from as many rows, whatever the processes",
+        "sft/train/choices.py",
+        "round(step / processes * lengths.mean()",
+        "round(step * lengths.mean()",
+        "test_choices.py",
+    ),
+    # ---- packing
+    promise(
+        "packing is proven",
+        "sft/train/packing.py",
+        "if leak > noise or difference > 0.03:",
+        "if False:",
+        "test_train.py::test_packing_is_proven_before_it_is_used",
+    ),
+    promise(
+        "packing is proven before training",
+        "sft/train/trainer.py",
+        "prove_packing(model, rows, args.per_device_train_batch_size)",
+        "pass",
+        "test_train.py::test_an_architecture_that_leaks_between_packed_rows_is_refused",
+    ),
+    promise(
+        "the proof of packing compares with the document alone",
+        "sft/train/packing.py",
+        "logits(ids[:, a:], (b,))",
+        "logits(ids, (a, b))[a:]",
+        "test_train.py::test_packing_is_proven_before_it_is_used",
+    ),
+    # ---- generate and serve
+    promise(
+        "the first stop text in the answer ends it",
+        "sft/write/stream.py",
+        "self.text[: min(places)]",
+        "self.text[: max(places)]",
+        "test_generate.py::test_stop_texts_end_the_text_and_are_never_shown",
+    ),
+    promise(
+        "the beginning of a stop text is held back",
+        "sft/write/stream.py",
+        "max(starts, default=0)",
+        "0",
+        "test_generate.py::test_stop_texts_end_the_text_and_are_never_shown",
+    ),
+    promise(
+        "positions are counted from a row's first token",
+        "sft/write/stream.py",
+        "(mask.cumsum(1) - 1).clamp(min=0)[:, -len(ids[0]) :]",
+        "torch.arange(mask.shape[1])[None].expand(mask.shape)[:, -len(ids[0]) :]",
+        "test_generate.py::test_texts_that_join_and_leave_each_other_are_those_written_alone[gpt2]",
+    ),
+    promise(
+        "the whole key is compared",
+        "sft/serve/routes.py",
+        'if key and not hmac.compare_digest(given, f"Bearer {key}".encode()):',
+        'if key and not f"Bearer {key}".encode().startswith(given):',
+        "test_serve.py::test_a_key_is_asked_for_where_there_is_one",
+    ),
+    promise(
+        "no answer is longer than the server's limit",
+        "sft/serve/prompts.py",
+        "if wanted and wanted > limits.max_tokens:",
+        "if False:",
+        "test_serve.py::test_a_bad_request_gets_an_error_in_the_shape_of_openai",
+    ),
+    promise(
+        "an answer never runs past the positions of training",
+        "sft/serve/prompts.py",
+        "if room < (wanted or 1):",
+        "if room < 1:",
+        "test_serve.py::test_a_bad_request_gets_an_error_in_the_shape_of_openai",
+    ),
+    promise(
+        "a request's size is bounded",
+        "sft/serve/routes.py",
+        "if len(body) > BODY:",
+        "if len(body) > 100 * BODY:",
+        "test_serve.py::test_a_bad_request_gets_an_error_in_the_shape_of_openai",
+    ),
+    promise(
+        "answers that are written together are bounded",
+        "sft/serve/writer.py",
+        "if writing and longest * (len(writing) + 1) > self.batch_tokens:",
+        "if False:",
+        "test_serve.py::test_more_than_there_is_room_for_are_turned_away_and_the_rest_wait",
+    ),
+    promise(
+        "the server listens to this machine alone unless asked",
+        "sft/cli.py",
+        '"--host", default="127.0.0.1"',
+        '"--host", default="0.0.0.0"',
+        "test_serve.py::test_an_address_that_others_reach_is_said_and_is_not_the_default",
+    ),
+    promise(
+        "an open address without a key is said",
+        "sft/serve/__init__.py",
+        "if not key and not ipaddress",
+        "if key and not ipaddress",
+        "test_serve.py::test_an_address_that_others_reach_is_said_and_is_not_the_default",
+    ),
+    # ---- whose run it is
+    promise(
+        "a run of other settings is kept out",
+        "sft/run.py",
+        'OWN = {"trainer", "lora", "quantization", "task"}',
+        'OWN = {"trainer", "quantization", "task"}',
+        "test_train.py::test_a_finished_run_is_left_alone_and_another_recipe_is_kept_out",
+    ),
+    promise(
+        "a run on another base is noticed",
+        "sft/run.py",
+        'if theirs["base"] != mine["base"]:',
+        "if False:",
+        "test_train.py::test_a_base_that_was_trained_anew_is_noticed",
+    ),
+    promise(
+        "a damaged adapter is not used",
+        "sft/run.py",
+        "if broken := damage(recipe.trained,",
+        "if broken := damage(recipe.trained / 'none',",
+        "test_train.py::test_a_damaged_adapter_is_told_and_not_used",
+    ),
+    # ---- files
+    promise(
+        "a file is written whole or not at all",
+        "sft/files.py",
+        '    part = file.with_name(f".{file.name}.{os.getpid()}.part")\n',
+        "    part = file\n",
+        "test_files.py",
+    ),
+    promise(
+        "a folder that could not be written leaves nothing",
+        "sft/files.py",
+        "    except BaseException as error:\n        shutil.rmtree(part, ignore_errors=True)\n",
+        "    except BaseException as error:\n",
+        "test_files.py",
+    ),
+    promise(
+        "a folder keeps what it held until the new one is whole",
+        "sft/files.py",
+        "    part.mkdir(parents=True)\n",
+        "    part.mkdir(parents=True)\n    shutil.rmtree(folder, ignore_errors=True)\n",
+        "test_files.py",
+    ),
+    promise(
+        "a changed byte is an altered file",
+        "sft/files.py",
+        "not (folder / n).is_file() or _sha256(folder / n) != sum",
+        "not (folder / n).is_file()",
+        "test_files.py",
+    ),
+    # ---- recipes
+    promise(
+        "an unknown key is an error",
+        "sft/recipe/schema.py",
+        'ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)',
+        'ConfigDict(frozen=True, extra="ignore", strict=True, use_attribute_docstrings=True)',
+        "test_recipe.py::test_unknown_key_says_where_it_stands_and_what_is_right",
+    ),
+    promise(
+        "null in an override takes a key away",
+        "sft/recipe/read.py",
+        "        node.pop(last, None)\n",
+        "        node[last] = value\n",
+        "test_recipe.py::test_override_replaces_adds_and_removes",
+    ),
+    promise(
+        "paths are looked for in the working directory first",
+        "sft/recipe/read.py",
+        "for folder in (Path.cwd(), path.parent):",
+        "for folder in (path.parent, Path.cwd()):",
+        "test_recipe.py::test_paths_are_found_from_the_working_directory_then_from_the_recipe",
+    ),
+    promise(
+        "a number that makes no sense at 0 is refused",
+        "sft/recipe/checks.py",
+        "and value <= 0 and (key, value) != NO_LIMIT:",
+        "and value < 0 and (key, value) != NO_LIMIT:",
+        "test_recipe.py::test_wrong_type_says_what_the_key_takes",
+    ),
+    promise(
+        "fields that the pipeline decides cannot be set",
+        "sft/recipe/checks.py",
+        "if reason := OWNED.get(section, {}).get(key):",
+        "if reason := OWNED.get(section, {}).get(key) and None:",
+        "test_recipe.py",
+    ),
+    # ---- classification
+    promise(
+        "a classifier holds out what its language model held out",
+        "sft/train/classification.py",
+        "found.append(_Row(sample.record, ",
+        "found.append(_Row(0 if sample.record == 1 else sample.record, ",
+        "test_sequence.py::test_the_classifier_holds_out_the_rows_that_its_language_model_held_out",
+    ),
+    promise(
+        "a class that training never sees is refused",
+        "sft/train/classification.py",
+        "if row.name not in classes]:",
+        "if False]:",
+        "test_sequence.py::test_odd_labels_and_functions_are_messages_about_their_rows",
+    ),
+)
