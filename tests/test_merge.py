@@ -210,7 +210,7 @@ def test_the_sum_of_base_and_adapter_is_rounded_once(copied: Callable[[str], Rec
     halves = load_file(recipe.trained / "adapter_model.safetensors")
     a, b = (halves[f"base_model.model.{layer}.lora_{half}.weight"] for half in "AB")
     config = json.loads((recipe.trained / "adapter_config.json").read_text())
-    base = load_file(Path(str(recipe.model)) / "model.safetensors")[f"{layer}.weight"].bfloat16()
+    base = load_file(load(recipe.model).trained / "model.safetensors")[f"{layer}.weight"].bfloat16()
     exact = (base.float() + config["lora_alpha"] / config["r"] * b @ a).bfloat16()
     folder = merge(recipe, Options(dtype="bfloat16"))
     assert torch.equal(load_file(folder / "model.safetensors")[f"{layer}.weight"], exact)

@@ -393,7 +393,7 @@ def test_an_address_that_others_reach_is_said_and_is_not_the_default(
     from sft import serve
 
     asked: list[str] = []
-    monkeypatch.setattr(serve, "serve", lambda _load, host, *_: asked.append(host))
+    monkeypatch.setattr(serve, "serve", lambda _load, host, *_, **_more: asked.append(host))
     main(["serve", "runs/none", "--port", "0"])
     for host, key, said in ((asked[0], None, False), ("0.0.0.0", None, True), ("0.0.0.0", "secret", False)):
         with serve._listen(host, 0) as listening:
