@@ -19,6 +19,10 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any import of the libraries that read it: no test reaches a network
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+DEVICE = os.environ.get("SFT_TEST_DEVICE", "cpu")
+"""Where recipes of the tests are trained: `cpu`, or `gpu` for the one at hand."""
+ON_DEVICE = {"use_cpu": True} if DEVICE == "cpu" else {}
+
 NAMES = ["Mira", "Tom", "Ada", "Wen", "Zoë", "小明", "老王", "Jürgen"]
 PLACES = ["well", "mill", "forest", "market", "lighthouse", "森林", "village", "café"]
 THINGS = ["silver key", "lantern", "red kite", "map", "drum", "铃铛", "letter", "pair of boots"]
@@ -144,7 +148,7 @@ def write_recipe() -> Callable[..., Path]:
             "template": "story",
             "data": {"train": str(folder / "rows.jsonl"), "test_fraction": 0.25},
             "lora": {"r": 4},
-            "trainer": {"max_length": 256, "max_steps": 2, "per_device_train_batch_size": 4, "use_cpu": True},
+            "trainer": {"max_length": 256, "max_steps": 2, "per_device_train_batch_size": 4} | ON_DEVICE,
             "output": str(folder / "runs" / "run"),
         }
         for key, value in changes.items():
@@ -228,6 +232,9 @@ def _save(tokenizer: Any, factory: pytest.TempPathFactory, name: str, **settings
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if DEVICE not in ("cpu", "gpu"):
+        raise pytest.UsageError(f"SFT_TEST_DEVICE is {DEVICE!r}; write cpu or gpu")
+    config.addinivalue_line("markers", "slow: trains or exports by the dozen, or waits for whole processes")
     config.addinivalue_line("markers", "llama_cpp: runs in llama.cpp, where it and its converter are there")
 
 

@@ -94,10 +94,11 @@ def copy_of(root: Path) -> Iterator[Path]:
 
 
 def pytest(tree: Path, arguments: Sequence[str]) -> "subprocess.CompletedProcess[str]":
-    """Run tests of the tree on the code of the tree. No compiled code is kept, which could be that of the last edit."""
+    """Run tests of the tree on the code of the tree. No compiled code is kept, which could be that of the last edit;
+    and on models so small a second thread costs more than it brings."""
     places = [argument if argument.startswith("-") else f"tests/{argument}" for argument in arguments]
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--no-header", *places]
-    own = {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+    own = {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
     timeout = LONGEST_RUN if "-x" in arguments else None
     return subprocess.run(command, cwd=tree, env=os.environ | own, capture_output=True, text=True, timeout=timeout)
 

@@ -162,6 +162,7 @@ def ended(
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_bad_input_ends_in_one_message_and_exit_status_2(ended: dict[str, Ended], name: str) -> None:
     case = ended[name]
@@ -173,6 +174,7 @@ def test_bad_input_ends_in_one_message_and_exit_status_2(ended: dict[str, Ended]
     assert len(message.splitlines()) == (2 if name == "missing recipe base" else 1), message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_bad_input_leaves_nothing_half_written(ended: dict[str, Ended], name: str) -> None:
     before, after = ended[name].before, contents(ended[name].folder)
@@ -189,6 +191,7 @@ def test_bad_input_leaves_nothing_half_written(ended: dict[str, Ended], name: st
     assert {file for file in new if file.startswith("runs/run/")} <= (claimed if late else set()), new
 
 
+@pytest.mark.slow
 def test_recipe_is_mended_after_a_mistake_and_runs(
     tmp_path: Path, gpt2_like: Path, tiny_model: Callable[..., Path], write_recipe: Any
 ) -> None:
@@ -198,6 +201,7 @@ def test_recipe_is_mended_after_a_mistake_and_runs(
     assert (tmp_path / "runs" / "run" / "adapter" / "adapter_model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_output_that_holds_another_run_is_left_as_it_is(
     tmp_path: Path, gpt2_like: Path, tiny_model: Callable[..., Path], write_recipe: Any
 ) -> None:

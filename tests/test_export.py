@@ -107,12 +107,14 @@ def test_onnx_graphs_heed_padding_and_go_on_from_a_cache(llama: Recipe) -> None:
     np.testing.assert_allclose(cached.run([7], 2, past)["logits"][0, -1], alone[-1], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_onnx_caches_what_sliding_attention_no_longer_sees(trained: Callable[..., Recipe]) -> None:
     recipe = trained("mistral", "metaspace_like", {"sliding_window": 8})
     assert export(recipe, ["onnx"]) == []
     assert report(recipe, "onnx")["greedy"]["different"] == 0
 
 
+@pytest.mark.slow
 def test_onnx_of_an_architecture_without_a_cache_is_one_graph(trained: Callable[..., Recipe]) -> None:
     recipe = trained("openai-gpt", "gpt2_like")
     assert export(recipe, ["onnx"]) == []
@@ -140,6 +142,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.llama_cpp
 @pytest.mark.parametrize(("kind", "tokenizer"), [*CASES, *OWN_BPE, ("mistral", "metaspace_like")])
 def test_llama_cpp_gives_the_ids_and_the_logits(kind: str, tokenizer: str, trained: Callable[..., Recipe]) -> None:
@@ -153,6 +156,7 @@ def test_llama_cpp_gives_the_ids_and_the_logits(kind: str, tokenizer: str, train
     assert found["tokens"]["different_odd"] <= unknown.get(kind, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.llama_cpp
 def test_gguf_is_quantised_and_says_what_that_costs(llama: Recipe) -> None:
     assert export(llama, ["gguf"], {"gguf": "f16,bf16,q8_0,q4_k_m"}) == []
@@ -162,6 +166,7 @@ def test_gguf_is_quantised_and_says_what_that_costs(llama: Recipe) -> None:
     assert not list((llama.folder / "export" / "gguf").glob("*whole*"))
 
 
+@pytest.mark.slow
 @pytest.mark.llama_cpp
 @pytest.mark.parametrize(
     ("kind", "tokenizer", "lora"),

@@ -143,6 +143,7 @@ def test_the_head_takes_what_that_of_trl_takes_beside_its_kernels(monkeypatch: p
     assert sum(ours.values()) == pytest.approx(sum(theirs.values()), rel=0.005)  # apart from the targets, 40 kB
 
 
+@pytest.mark.slow
 def test_what_takes_more_memory_is_predicted_to() -> None:
     plain = trace(step("llama")).peak
     assert trace(step("llama", length=192)).peak > plain
@@ -181,6 +182,7 @@ def test_the_solved_context_fits_and_a_longer_one_does_not() -> None:
         assert (fit(changed).needed <= size) == fits
 
 
+@pytest.mark.slow
 def test_the_solved_batch_fits_and_auto_keeps_the_rows_of_a_step() -> None:
     auto = ["trainer.per_device_train_batch_size=auto", "trainer.gradient_accumulation_steps=24"]
     recipe = load("recipes/story_distilgpt2_lora.yaml", auto)
@@ -270,6 +272,7 @@ def test_shipped_configs_have_the_published_number_of_parameters() -> None:
             assert sum(p.numel() for p in model.parameters()) == PUBLISHED[fact["model"]], fact["model"]
 
 
+@pytest.mark.slow
 def test_every_recipe_says_in_its_header_what_fit_says() -> None:
     import re
 

@@ -346,6 +346,7 @@ def test_tokens_are_shown_readably(tuned: Recipe, sentencepiece_like: Path) -> N
     assert readable(pieces, pieces.tokenizer.convert_tokens_to_ids("<0xE5>")) == "<0xE5>"
 
 
+@pytest.mark.slow
 def test_a_terminal_shows_a_sign_and_ctrl_d_ends(tuned: Recipe) -> None:
     child, terminal = pty.fork()
     if not child:

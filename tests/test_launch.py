@@ -13,6 +13,7 @@ import pytest
 from conftest import popen
 
 ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture

@@ -26,6 +26,8 @@ from sft.tokens.opened import Opened
 ROOT = Path(__file__).parents[1]
 bench: Any = load_python(ROOT / "bench" / "parity.py")
 CASES = bench.cases()
+QUICK = {("llama", "none"), ("gpt2", "4bit")}
+"""Of the cases, those that `-m "not slow"` tries too."""
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +74,10 @@ def parity_of(folder: Path) -> dict[str, Any]:
     return parity
 
 
-@pytest.mark.parametrize(("kind", "quantization"), CASES)
+@pytest.mark.parametrize(
+    ("kind", "quantization"),
+    [pytest.param(*case, marks=[] if case in QUICK else pytest.mark.slow) for case in CASES],
+)
 def test_every_architecture_is_the_trained_model_after_merging_saving_and_loading(
     architectures: Path, kind: str, quantization: str
 ) -> None:
@@ -189,6 +194,7 @@ def test_the_report_shows_how_far_the_merged_model_is(copied: Callable[[str], Re
     assert "is not the trained model" not in page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "lora", [{"use_dora": True}, {"use_rslora": True}, {"modules_to_save": ["lm_head"]}, {"target_modules": ["q_proj"]}]
 )
@@ -305,6 +311,7 @@ def test_the_working_folder_may_be_the_output(runs: Path, tmp_path: Path, monkey
     assert (tmp_path / "config.json").is_file()
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_message_and_leaves_nothing(runs: Path, tmp_path: Path) -> None:
     """A limit on the size of files stands for it: writing the weights fails in the same place."""
     script = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
@@ -347,6 +354,7 @@ def test_several_adapters_are_summed_by_their_weights(
     torch.testing.assert_close(weights["sum"] - weights["base"], expected, atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", MIX_METHODS)
 def test_each_method_gives_a_folder_that_is_its_adapter(runs: Path, second: Path, tmp_path: Path, method: str) -> None:
     recipes = [load(runs / "lora"), load(second)]
@@ -385,6 +393,7 @@ def test_adapters_that_cannot_be_summed_are_refused(
     assert not (tmp_path / "sum").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantization", ["none", "4bit"])
 def test_a_real_pretrained_model_goes_the_whole_way(tmp_path: Path, real_data: Path, quantization: str) -> None:
     """stories260K on real tales: train, merge, open elsewhere, ask."""

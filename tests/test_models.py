@@ -79,6 +79,7 @@ def ids(tokenizer: Any, *texts: str) -> list[torch.Tensor]:
     return [torch.tensor([tokenizer(text)["input_ids"]]) for text in texts]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tiny", cases(), indirect=True)
 def test_every_targeted_layer_learns_packing_is_exact_and_merging_keeps_the_logits(tiny: Any) -> None:
     from peft import PeftModel

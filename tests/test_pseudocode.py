@@ -161,6 +161,7 @@ def test_error_names_its_line_and_what_is_wrong(program: str, line: int, words: 
     assert words in error.value.message
 
 
+@pytest.mark.slow
 def test_hostile_programs_end_in_an_error_with_a_line() -> None:
     """All in one child, so that a hang or a crash fails this test instead of stopping the run."""
     code = (

@@ -401,6 +401,7 @@ def test_an_address_that_others_reach_is_said_and_is_not_the_default(
         assert ("anyone who reaches this address" in capsys.readouterr().err) is said, (host, key)
 
 
+@pytest.mark.slow
 def test_a_stopped_server_ends_its_streams_and_leaves_without_a_word(tuned: Recipe) -> None:
     command = [sys.executable, "-m", "sft", "serve", str(tuned.folder), "--host", "0.0.0.0", "--port", "0"]
     with popen(command, env=os.environ | {"SFT_API_KEY": ""}) as process:

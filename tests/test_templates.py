@@ -202,6 +202,7 @@ def test_every_template_has_rows_to_try_it_on() -> None:
     assert {name.split()[0] for name in SOURCES} == set(template_names())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tokenizer", ["gpt2_like", "chat_like"])
 @pytest.mark.parametrize("name", SOURCES)
 def test_template_trains_two_steps_and_asks_in_use_what_it_asked_in_training(

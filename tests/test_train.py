@@ -191,6 +191,7 @@ def test_more_tokens_than_positions_are_an_error(run: Any) -> None:
         run(trainer={"max_length": 257})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", ["4bit", "8bit"])
 def test_a_quantised_base_trains_on_cpu_with_an_adapter_in_fp32(run: Any, bits: str) -> None:
     from eval.evaluate import evaluate_run
@@ -421,6 +422,7 @@ def finish(process: subprocess.Popen[str]) -> str:
     return errors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantization", ["none", "4bit"])
 def test_a_run_killed_in_the_middle_goes_on_to_the_same_adapter(
     tmp_path: Path,
@@ -449,6 +451,7 @@ def test_a_run_killed_in_the_middle_goes_on_to_the_same_adapter(
     assert same(adapter(load(file)), adapter(load(file, [f"output={tmp_path / 'runs' / 'whole'}"])))
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_adapter_of_one_with_twice_the_accumulation(
     tmp_path: Path, gpt2_like: Path, tiny_model: Callable[..., Path], write_recipe: Callable[..., Path]
 ) -> None:
@@ -472,6 +475,7 @@ def test_two_processes_give_the_adapter_of_one_with_twice_the_accumulation(
         assert torch.allclose(tensor, one[name], rtol=1e-5, atol=1e-7), name
 
 
+@pytest.mark.slow
 def test_a_launcher_that_runs_fewer_processes_than_asked_for_is_an_error(
     tmp_path: Path, gpt2_like: Path, tiny_model: Callable[..., Path], write_recipe: Callable[..., Path]
 ) -> None:
@@ -482,6 +486,7 @@ def test_a_launcher_that_runs_fewer_processes_than_asked_for_is_an_error(
     assert "2 processes were asked for, but 1 run" in errors
 
 
+@pytest.mark.slow
 def test_an_interrupt_ends_with_a_message_and_nothing_half_written(
     tmp_path: Path, gpt2_like: Path, tiny_model: Callable[..., Path], write_recipe: Callable[..., Path]
 ) -> None:
@@ -499,6 +504,7 @@ def test_an_interrupt_ends_with_a_message_and_nothing_half_written(
     assert not [*(tmp_path / "runs").rglob("*.part")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("quantization", "bar"), [("none", 2.8), ("4bit", 2.9)])
 def test_a_real_pretrained_model_learns_real_tales(
     tmp_path: Path, real_data: Path, quantization: str, bar: float
