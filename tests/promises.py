@@ -505,7 +505,7 @@ PROMISES = (
         "sft/write/stream.py",
         "self.text[: min(places)]",
         "self.text[: max(places)]",
-        "test_generate.py::test_stop_texts_end_the_text_and_are_never_shown",
+        "test_generate.py::test_of_two_stop_texts_in_one_token_the_first_ends_the_text",
     ),
     promise(
         "the beginning of a stop text is held back",
@@ -655,7 +655,7 @@ PROMISES = (
         "sft/recipe/checks.py",
         "if reason := OWNED.get(section, {}).get(key):",
         "if reason := OWNED.get(section, {}).get(key) and None:",
-        "test_recipe.py",
+        "test_recipe.py::test_unknown_key_says_where_it_stands_and_what_is_right",
     ),
     # ---- classification
     promise(

@@ -152,10 +152,14 @@ def test_stop_texts_end_the_text_and_are_never_shown(tuned: Recipe) -> None:
     pieces = list(stream(answerer.model, text))
     assert "".join(pieces) == whole[: whole.index(stop)] == text.text
     assert text.end == "stop"
-    both = Text(opened.codec, ids, config, 0, [whole[12:16], stop])
-    assert "".join(stream(opened.model, both)) == whole[: whole.index(stop)], "the first in the text, not in the list"
     unseen = Text(opened.codec, ids, config, 0, [whole[-3:] + "?"])
     assert "".join(stream(answerer.model, unseen)) == whole, "what was held back in vain is given at the end"
+
+
+def test_of_two_stop_texts_in_one_token_the_first_ends_the_text() -> None:
+    text = Text(numbers(), [3], GenerationConfig(max_new_tokens=5), 0, ["7", "1"])
+    text.take(torch.nn.functional.one_hot(torch.tensor(17), 20).float())
+    assert (text.text, text.end) == ("", "stop")
 
 
 def test_pieces_join_to_what_evaluation_writes(tuned: Recipe) -> None:
