@@ -497,7 +497,7 @@ PROMISES = (
         "sft/train/packing.py",
         "logits(ids[:, a:], (b,))",
         "logits(ids, (a, b))[a:]",
-        "test_train.py::test_packing_is_proven_before_it_is_used",
+        "test_train.py::test_a_document_that_loses_its_first_token_to_packing_is_noticed",
     ),
     # ---- generate and serve
     promise(
@@ -512,7 +512,7 @@ PROMISES = (
         "sft/write/stream.py",
         "max(starts, default=0)",
         "0",
-        "test_generate.py::test_stop_texts_end_the_text_and_are_never_shown",
+        "test_generate.py::test_the_beginning_of_a_stop_text_is_held_back_until_it_is_one_or_not",
     ),
     promise(
         "positions are counted from a row's first token",

@@ -156,10 +156,27 @@ def test_stop_texts_end_the_text_and_are_never_shown(tuned: Recipe) -> None:
     assert "".join(stream(answerer.model, unseen)) == whole, "what was held back in vain is given at the end"
 
 
+def only(token: int) -> torch.Tensor:
+    """Logits of which one token alone is likely."""
+    return torch.nn.functional.one_hot(torch.tensor(token), 20).float()
+
+
 def test_of_two_stop_texts_in_one_token_the_first_ends_the_text() -> None:
     text = Text(numbers(), [3], GenerationConfig(max_new_tokens=5), 0, ["7", "1"])
-    text.take(torch.nn.functional.one_hot(torch.tensor(17), 20).float())
+    text.take(only(17))
     assert (text.text, text.end) == ("", "stop")
+
+
+@pytest.mark.parametrize(("then", "shown", "end"), [(7, "5", "stop"), (8, "5 1 8", None)])
+def test_the_beginning_of_a_stop_text_is_held_back_until_it_is_one_or_not(
+    then: int, shown: str, end: str | None
+) -> None:
+    text = Text(numbers(), [3], GenerationConfig(max_new_tokens=5), 0, [" 1 7"])
+    text.take(only(5))
+    text.take(only(1))
+    assert (text.news(), text.end) == ("5", None)
+    text.take(only(then))
+    assert ("5" + text.news(), text.end) == (shown, end)
 
 
 def test_pieces_join_to_what_evaluation_writes(tuned: Recipe) -> None:
