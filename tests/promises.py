@@ -209,7 +209,7 @@ PROMISES = (
     ),
     promise(
         "the held-out loss is a mean over tokens, not over rows",
-        "eval/score.py",
+        "eval/bootstrap.py",
         "then(numerator[index].sum(-1) / denominator[index].sum(-1))",
         "then((numerator[index] / denominator[index]).mean(-1))",
         "test_train.py::test_held_out_loss_in_training_is_the_token_mean_of_the_evaluation",
@@ -284,31 +284,38 @@ PROMISES = (
     # ---- scores
     promise(
         "base and tuned model are compared on the same resampled rows",
-        "eval/score.py",
+        "eval/bootstrap.py",
         "(tuned - base, tuneds - bases)",
         "(tuned - base, tuneds - bases[::-1])",
         "test_intervals.py::test_a_small_gain_on_every_row_is_seen_among_rows_that_differ_much",
     ),
     promise(
         "the difference is tuned minus base",
-        "eval/score.py",
+        "eval/bootstrap.py",
         "(tuned - base, tuneds - bases)",
         "(base - tuned, bases - tuneds)",
         "test_intervals.py::test_a_small_gain_on_every_row_is_seen_among_rows_that_differ_much",
     ),
     promise(
         "the intervals are those of 95 %",
-        "eval/score.py",
+        "eval/bootstrap.py",
         "[0.025, 0.975]",
         "[0.25, 0.75]",
         "test_eval.py::test_intervals_cover_the_truth_about_as_often_as_they_say",
     ),
     promise(
         "rows are resampled with replacement, all of their number",
-        "eval/score.py",
-        "resampler.integers(0, size, (RESAMPLES, size))",
-        "resampler.permuted(np.tile(np.arange(size), (RESAMPLES, 1)), axis=1)",
+        "eval/bootstrap.py",
+        "np.random.default_rng(seed).integers(0, rows, (resamples, rows))",
+        "np.random.default_rng(seed).permuted(np.tile(np.arange(rows), (resamples, 1)), axis=1)",
         "test_eval.py::test_intervals_cover_the_truth_about_as_often_as_they_say",
+    ),
+    promise(
+        "a model is called better where the whole interval says so",
+        "eval/table.py",
+        'if difference["high"] < 0:',
+        'if difference["value"] < 0:',
+        "test_eval.py::test_equal_models_are_said_to_be_equal_and_the_verdict_goes_by_the_interval",
     ),
     promise(
         "unseen tokens share what Witten and Bell leave them",

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from sft import UserError
-from sft.files import altered, checksums, damage, made_already, mark_made, read_json, sizes, whole_folder, write_text
+from sft.files import altered, checksums, damage, read_json, seal, sealed, sizes, whole_folder, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -68,13 +68,13 @@ def test_what_was_changed_in_a_folder_is_named(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_kept_only_for_what_it_was_made_of_and_only_whole(tmp_path: Path) -> None:
-    assert not made_already(tmp_path, {"rows": "a"})
+    assert not sealed(tmp_path, {"rows": "a"})
     (tmp_path / "scores").write_text("1")
-    mark_made(tmp_path, {"rows": "a"})
-    assert made_already(tmp_path, {"rows": "a"})
-    assert not made_already(tmp_path, {"rows": "b"})
-    (tmp_path / "scores").write_text("12")
-    assert not made_already(tmp_path, {"rows": "a"})
+    seal(tmp_path, {"rows": "a"})
+    assert sealed(tmp_path, {"rows": "a"})
+    assert not sealed(tmp_path, {"rows": "b"})
+    (tmp_path / "scores").write_text("2")
+    assert not sealed(tmp_path, {"rows": "a"})
 
 
 def test_json_that_is_missing_or_damaged_is_one_message(tmp_path: Path) -> None:

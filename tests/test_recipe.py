@@ -263,6 +263,9 @@ def test_override_replaces_adds_and_removes(settings: Callable[..., Recipe]) -> 
     assert recipe.data.columns == {"prompt": "question"}
     assert recipe.lora is None
     assert recipe.template_options == {"separator": " "}
+    text = START + "prompt_format: plain\neval: {rows: 3}\n"
+    recipe = settings(text, "prompt_format=null", "eval.rows=null")
+    assert (recipe.prompt_format, recipe.eval) == (settings(START).prompt_format, settings(START).eval)
 
 
 @pytest.mark.parametrize("text", ["a=b", "{a", "*x", "@x", "[", "\0", "[" * 3000])
