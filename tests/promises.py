@@ -349,21 +349,21 @@ PROMISES = (
     ),
     promise(
         "the sum of base and adapter is rounded once",
-        "sft/merge.py",
-        "        base.float()\n",
+        "sft/model/adapter.py",
+        "            base.float()\n",
         "",
         "test_merge.py::test_the_sum_of_base_and_adapter_is_rounded_once",
     ),
     promise(
         "each adapter has its own weight in a sum",
-        "sft/merge.py",
+        "sft/model/adapter.py",
         "weights, density = list(mix.weights), mix.density",
         "weights, density = list(mix.weights)[::-1], mix.density",
         "test_merge.py::test_several_adapters_are_summed_by_their_weights",
     ),
     promise(
         "an adapter that changes nothing is refused",
-        "sft/merge.py",
+        "sft/model/adapter.py",
         "    if not changed:",
         "    if False:",
         "test_merge.py::test_an_adapter_that_changes_nothing_is_an_error_and_leaves_nothing",
@@ -579,6 +579,20 @@ PROMISES = (
     ),
     # ---- whose run it is
     promise(
+        "a file that the template reads when it is called makes other tokens",
+        "sft/tokens/prepare.py",
+        'return unchanged(made["files"], loaded.home) and made["first"]',
+        'return made["first"]',
+        "test_data.py::test_a_file_that_is_read_for_a_late_row_alone_makes_other_tokens[when called]",
+    ),
+    promise(
+        "a file that the template reads when it is loaded makes other tokens",
+        "sft/tokens/provenance.py",
+        '"template": loaded.at_load,',
+        '"template": {},',
+        "test_data.py::test_a_file_that_is_read_for_a_late_row_alone_makes_other_tokens[at load]",
+    ),
+    promise(
         "a run of other settings is kept out",
         "sft/run.py",
         'OWN = {"trainer", "lora", "quantization", "task"}',
@@ -656,6 +670,7 @@ PROMISES = (
         "and value <= 0 and (key, value) != NO_LIMIT:",
         "and value < 0 and (key, value) != NO_LIMIT:",
         "test_recipe.py::test_wrong_type_says_what_the_key_takes",
+        "test_recipe.py::test_as_many_steps_as_the_epochs_have_are_asked_for_by_minus_one",
     ),
     promise(
         "fields that the pipeline decides cannot be set",
@@ -668,8 +683,8 @@ PROMISES = (
     promise(
         "a classifier holds out what its language model held out",
         "sft/train/classification.py",
-        "found.append(_Row(sample.record, ",
-        "found.append(_Row(0 if sample.record == 1 else sample.record, ",
+        "for row in found if sides[row.record] == side",
+        "for row in found if sides[row.record - 1] == side",
         "test_sequence.py::test_the_classifier_holds_out_the_rows_that_its_language_model_held_out",
     ),
     promise(
@@ -677,6 +692,6 @@ PROMISES = (
         "sft/train/classification.py",
         "if row.name not in classes]:",
         "if False]:",
-        "test_sequence.py::test_odd_labels_and_functions_are_messages_about_their_rows",
+        "test_sequence.py::test_a_class_that_training_never_sees_is_refused",
     ),
 )

@@ -444,6 +444,30 @@ def test_an_edited_file_is_never_read_from_an_old_cache(
     assert first.digests == again.digests != edited.digests
 
 
+@pytest.mark.parametrize("when", ["at load", "when called"])
+def test_a_file_that_is_read_for_a_late_row_alone_makes_other_tokens(
+    tmp_path: Path, gpt2_like: Path, write_recipe: Callable[..., Path], when: str
+) -> None:
+    """The first records, which are read again each time, are the same as before."""
+    (tmp_path / "own.py").write_text(
+        "from pathlib import Path\n"
+        "from data_templates import Template\n"
+        "HINT = Path(__file__).with_name('hint.txt')\n"
+        + ("TEXT = HINT.read_text()\n" if when == "at load" else "")
+        + "def completion(row):\n"
+        f"    return row['output'] + {'TEXT' if when == 'at load' else 'HINT.read_text()'} * ('7' in row['prompt'])\n"
+        "def template():\n"
+        "    return Template(fields={'prompt': ''}, prompt=lambda row: row['prompt'], completion=completion)\n"
+    )
+    (tmp_path / "hint.txt").write_text(" as before")
+    rows = [{"prompt": f"p{i}", "output": "x"} for i in range(10)]
+    file = write_recipe(tmp_path, rows, model=str(gpt2_like), template=str(tmp_path / "own.py"))
+    first = tokens_of(file)[2].digests
+    assert tokens_of(file)[2].digests == first
+    (tmp_path / "hint.txt").write_text(" and after")
+    assert tokens_of(file)[2].digests != first
+
+
 def test_another_tokenizer_or_option_is_another_cache(
     tmp_path: Path, gpt2_like: Path, neox_like: Path, write_recipe: Callable[..., Path]
 ) -> None:

@@ -105,6 +105,8 @@ def test_names_of_other_tools_lead_to_keys_that_exist() -> None:
         ("trainer: {max_steps: true}", "`trainer.max_steps` is True; it takes a whole number"),
         ("trainer: {learning_rate: '1e-3'}", "`trainer.learning_rate` is '1e-3'; it takes a number"),
         ("trainer: {learning_rate: .nan}", "`trainer.learning_rate` is nan; it takes a finite number"),
+        ("trainer: {learning_rate: 0}", "`trainer.learning_rate` is 0; it takes a number above 0"),
+        ("trainer: {max_steps: -2}", "`trainer.max_steps` is -2; it takes a number above 0"),
         ("trainer: {packing: yes}", "`trainer.packing` is 'yes'; it takes true or false"),
         ("trainer:", "`trainer` is empty; it takes a mapping"),
         ("trainer: [1]", "`trainer` is [1]; it takes a mapping"),
@@ -119,6 +121,10 @@ def test_names_of_other_tools_lead_to_keys_that_exist() -> None:
 )
 def test_wrong_type_says_what_the_key_takes(mistakes: Callable[..., list[str]], wrong: str, message: str) -> None:
     assert mistakes(START + wrong) == [f"r.yaml:5: {message}"]
+
+
+def test_as_many_steps_as_the_epochs_have_are_asked_for_by_minus_one(settings: Callable[..., Recipe]) -> None:
+    assert settings(START + "trainer: {max_steps: -1}").trainer == {"max_steps": -1}
 
 
 def test_empty_model_is_one_mistake(mistakes: Callable[..., list[str]]) -> None:

@@ -520,6 +520,16 @@ def test_check_tells_of_classes_what_training_would(
     assert "no row is left to train on, all stand in `data.test` too" in capsys.readouterr().err
 
 
+def test_a_class_that_training_never_sees_is_refused(tmp_path: Path, sequences: Callable[..., Path]) -> None:
+    from sft.train.classification import labelled
+
+    path = sequences(tmp_path, [row | {"label": f"by {row['label']}"} for row in ROWS], task="classification")
+    held_out = [{"sequence": scale(first, 2, 6), "label": "by 2"} for first in range(3)]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in held_out))
+    with pytest.raises(UserError, match=r"test\.jsonl:1: no row to train on has its label, 'by 2'; add some"):
+        labelled(Opened(load(path, [f"data.test={tmp_path / 'test.jsonl'}"])))
+
+
 def test_a_classifier_is_made_from_nothing_too_and_writes_nothing(
     tmp_path: Path, sequences: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
