@@ -218,7 +218,7 @@ def test_the_sum_of_base_and_adapter_is_rounded_once(copied: Callable[[str], Rec
     config = json.loads((recipe.trained / "adapter_config.json").read_text())
     base = load_file(load(recipe.model).trained / "model.safetensors")[f"{layer}.weight"].bfloat16()
     exact = (base.float() + config["lora_alpha"] / config["r"] * b @ a).bfloat16()
-    folder = merge(recipe, Options(dtype="bfloat16"))
+    folder = merge(recipe, MergeOptions(dtype="bfloat16"))
     assert torch.equal(load_file(folder / "model.safetensors")[f"{layer}.weight"], exact)
 
 
