@@ -25,7 +25,7 @@ from sft.cli import main
 from sft.recipe import Recipe, load
 from sft.serve import _listen
 from sft.serve.prompts import Limits
-from sft.serve.routes import BODY, application
+from sft.serve.routes import REQUEST_BYTES, application
 from sft.serve.writer import Writer
 from sft.write.ask import Answerer, ask, open_run
 
@@ -273,7 +273,7 @@ BAD = {
     "no object": (b"[1, 2]", 400, "it is no object"),
     "nested": (b"[" * 100_000, 400, "broken JSON"),
     "nested row": (b'{"row": {"prompt": ' + b"[" * 900 + b"]" * 900 + b"}}", 400, ""),
-    "too large": (b'{"prompt": "' + b"x" * BODY, 413, f"larger than {BODY} bytes"),
+    "too large": (b'{"prompt": "' + b"x" * REQUEST_BYTES, 413, f"larger than {REQUEST_BYTES} bytes"),
 }
 
 
@@ -379,7 +379,7 @@ def test_a_key_is_asked_for_where_there_is_one(tuned: Recipe) -> None:
         for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "s3cret"}):
             for answer in (
                 httpx.get(f"{served.url}/v1/models", headers=headers),
-                served.post(content=b" " * 2 * BODY, headers=headers),
+                served.post(content=b" " * 2 * REQUEST_BYTES, headers=headers),
             ):
                 assert answer.status_code == 401
                 assert answer.json()["error"]["code"] == "invalid_api_key"
