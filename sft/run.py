@@ -129,7 +129,13 @@ def _causes(before: Mapping[str, Any], opened: Opened) -> Iterator[str]:
     elif before["chat_template"] != now["chat_template"]:
         yield "the chat template of the tokenizer is another one"
     if before["template"] == now["template"] and before["example"] != now["example"]:
-        yield f"the template makes of its example {shown(now['example'])}, where it was {shown(before['example'])}"
+        old_text, new_text = (_example_text(made["example"]) for made in (before, now))
+        yield f"the template makes of its example {shown(new_text)}, where it made {shown(old_text)}"
+
+
+def _example_text(rows: Sequence[Any]) -> str:
+    """Prompts and outputs of the example, as they stand in `made_of`; or why it cannot be read."""
+    return "".join(row if isinstance(row, str) else row[0] + "".join(text for _, text, _ in row[1:]) for row in rows)
 
 
 def _changed(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

@@ -151,7 +151,7 @@ def test_an_edited_instruction_is_another_run_in_every_stage_and_the_mask_shows_
         "from JSON": "shots.json:1 was",
         "from a folder that is listed": "the template reads shots was ",
     }
-    assert expected.get(reading, "the template makes of its example [['Translate this: a") in said
+    assert expected.get(reading, "the template makes of its example 'Translate this: a") in said
 
 
 @pytest.mark.parametrize(
