@@ -350,7 +350,7 @@ PROMISES = (
     promise(
         "the sum of base and adapter is rounded once",
         "sft/model/adapter.py",
-        "            base.float()\n",
+        "        base.float()\n",
         "",
         "test_merge.py::test_the_sum_of_base_and_adapter_is_rounded_once",
     ),
@@ -459,14 +459,14 @@ PROMISES = (
     promise(
         "rows of almost one length stay mixed",
         "sft/train/choices.py",
-        "    if random <= WORTH:",
+        "    if random <= TOLERATED_PADDING:",
         "    if random <= 0:",
         "test_choices.py",
     ),
     promise(
         "plain attention is for short rows alone",
         "sft/train/choices.py",
-        "lengths.mean() <= SHORT and",
+        "lengths.mean() <= SHORT_ROW_TOKENS and",
         "",
         "test_choices.py",
     ),
@@ -552,8 +552,8 @@ PROMISES = (
     promise(
         "a request's size is bounded",
         "sft/serve/routes.py",
-        "if len(body) > BODY:",
-        "if len(body) > 100 * BODY:",
+        "if len(body) > REQUEST_BYTES:",
+        "if len(body) > 100 * REQUEST_BYTES:",
         "test_serve.py::test_a_bad_request_gets_an_error_in_the_shape_of_openai",
     ),
     promise(
