@@ -73,19 +73,19 @@ def test_a_model_of_another_vocabulary_is_an_error() -> None:
 def test_rows_that_are_compared_hold_the_end_of_their_prompt_and_the_beginning_of_their_output() -> None:
     from datasets import Dataset
 
-    from sft.model.parity import chosen
+    from sft.model.parity import rows_to_compare
 
     rows = [
         {"input_ids": list(range(900)), "labels": [MASKED] * prompt + list(range(prompt, 900)), "prompt_tokens": prompt}
         for prompt in (3, 500, 890)
     ]
     tokens: Any = SimpleNamespace(test=Dataset.from_list(rows))
-    for row, part in zip(rows, chosen(tokens, 3, 100), strict=True):
+    for row, part in zip(rows, rows_to_compare(tokens, 3, 100), strict=True):
         seam = row["prompt_tokens"]
         assert len(part["input_ids"]) == len(part["labels"]) == 100
         assert {seam - 1, seam} <= set(part["input_ids"])
         assert [label for label in part["labels"] if label != MASKED] == [i for i in part["input_ids"] if i >= seam]
-    assert len(chosen(tokens, 2, 100)) == 2
+    assert len(rows_to_compare(tokens, 2, 100)) == 2
 
 
 def test_recorded_logits_are_those_of_the_model_which_is_not_asked_again(tmp_path: Path) -> None:
