@@ -156,6 +156,7 @@ def load_script(name: str) -> Any:
     return module
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tokenizer", ["tokenizers/gpt2", "tokenizers/gpt-neox-20b", "tokenizers/mistral-v1"])
 def test_all_of_the_real_data_is_accounted_for(
     tmp_path: Path,

@@ -549,6 +549,7 @@ def test_packing_keeps_labels_and_never_trains_across_a_border(
 REAL = ["tokenizers/gpt2", "tokenizers/gpt-neox-20b", "tokenizers/mistral-v1", "models/stories260K"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REAL)
 def test_the_promises_hold_on_real_tokenizers_and_rows(
     tmp_path: Path, real_data: Path, write_recipe: Callable[..., Path], name: str

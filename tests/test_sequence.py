@@ -442,7 +442,8 @@ def test_scores_of_classes_are_those_of_the_metrics_with_the_baseline_beside(
     classified: Recipe, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from eval.classification import _f1
-    from eval.score import load_metric, read_predictions
+    from eval.open_metric import open_metric
+    from eval.score import read_predictions
 
     scores = json.loads((classified.folder / "eval" / "scores.json").read_text())
     lines = read_predictions(classified.folder / "eval" / "tuned")
@@ -452,7 +453,7 @@ def test_scores_of_classes_are_those_of_the_metrics_with_the_baseline_beside(
     assert max(entry["seen_accuracy"] for entry in log if "seen_accuracy" in entry) > 0.8
     rng = np.random.default_rng(0)
     answers, truth = rng.integers(0, 4, 50), rng.integers(0, 5, 50)
-    by_metric = load_metric("f1").compute(predictions=answers.tolist(), references=truth.tolist())["f1"]
+    by_metric = open_metric("f1").compute(predictions=answers.tolist(), references=truth.tolist())["f1"]
     assert _f1(answers, truth)(np.arange(50)[None])[0] == pytest.approx(by_metric)
     report(classified)
     shown = capsys.readouterr().out
