@@ -21,6 +21,7 @@ from types import FrameType
 from typing import Any
 
 from sft import UserError
+from sft.recipe.decoding import DRAWN, SETTINGS, drawing
 
 STAGES = {
     "train": "sft.train.stage:train",
@@ -58,17 +59,6 @@ COMMANDS = {
 }
 """Commands in the order in which a person uses them."""
 ABOUT = {name: text for group in COMMANDS.values() for name, text in group.items()}
-
-DECODING = {
-    "temperature": (float, "draw tokens, the less likely ones more often above 1; 0 is --greedy"),
-    "top_k": (int, "draw from the N likeliest tokens"),
-    "top_p": (float, "draw from the likeliest tokens that hold this share together"),
-    "min_p": (float, "draw from tokens this share as likely as the likeliest"),
-    "repetition_penalty": (float, "above 1, what was written becomes less likely"),
-    "no_repeat_ngram_size": (int, "never write the same N tokens twice"),
-    "max_new_tokens": (int, "longest answer"),
-}
-"""Settings of `generation:` that are options of `sft generate` -> their type, and what they do."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -179,8 +169,9 @@ def _add_generate(commands: Any) -> None:
                           help="show the N likeliest next tokens (10); on a terminal, go on by hand")  # fmt: skip
     decoding = generate.add_argument_group("decoding", "in place of what the recipe says under `generation:`")
     decoding.add_argument("--greedy", dest="temperature", action="store_const", const=0.0, help="always the likeliest")
-    for name, (kind, text) in DECODING.items():
-        decoding.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar="N", help=text)
+    for name, setting in SETTINGS.items():
+        if setting.help:
+            decoding.add_argument(_option(name), type=setting.kind, metavar="N", help=setting.help)
     decoding.add_argument("--seed", type=int, metavar="N", help="decides what is drawn")
     generate.set_defaults(run=_generate)
 
@@ -362,15 +353,17 @@ def _generate(options: argparse.Namespace) -> None:
 
 def _decoding(options: argparse.Namespace) -> list[str]:
     """The options about decoding as overrides of the recipe, in which one that draws tokens says so."""
-    from sft.recipe.decoding import drawing
-
-    given = {name: value for name in DECODING if (value := getattr(options, name)) is not None}
-    if given.get("temperature") == 0 and (useless := given.keys() & {"top_k", "top_p", "min_p"}):
-        names = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(useless))
+    given = {name: value for name in SETTINGS if (value := vars(options).get(name)) is not None}
+    if given.get("temperature") == 0 and (useless := given.keys() & {*DRAWN} - {"temperature"}):
+        names = ", ".join(_option(name) for name in sorted(useless))
         raise UserError(f"greedy decoding, or a temperature of 0, draws nothing: take {names} away")
     given = drawing(given)
     seed = [] if options.seed is None else [f"eval.seed={options.seed}"]
     return [f"generation.{name}={json.dumps(value)}" for name, value in given.items()] + seed
+
+
+def _option(setting: str) -> str:
+    return f"--{setting.replace('_', '-')}"
 
 
 def _questions(options: argparse.Namespace) -> Any:

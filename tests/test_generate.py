@@ -123,6 +123,7 @@ def test_an_end_of_several_tokens_is_no_part_of_the_text(gpt2_like: Path) -> Non
         {"do_sample": True, "temperature": 0.4}, {"do_sample": True, "top_k": 3}, {"do_sample": True, "top_k": 0},
         {"do_sample": True, "top_p": 0.3, "top_k": 0}, {"do_sample": True, "top_p": 0.0, "top_k": 0},
         {"do_sample": True, "min_p": 0.2},
+        {"do_sample": True, "typical_p": 0.4},
         {"do_sample": True, "temperature": 2.0, "top_k": 40, "top_p": 0.9, "repetition_penalty": 1.3},
     ],
 )  # fmt: skip

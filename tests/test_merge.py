@@ -1,6 +1,7 @@
 """The merged folder: through the disk, without PEFT, it is the model that was trained; or it says that it is not."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -196,7 +197,14 @@ def test_the_report_shows_how_far_the_merged_model_is(copied: Callable[[str], Re
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "lora", [{"use_dora": True}, {"use_rslora": True}, {"modules_to_save": ["lm_head"]}, {"target_modules": ["q_proj"]}]
+    "lora",
+    [
+        {"use_dora": True},
+        {"use_rslora": True},
+        {"modules_to_save": ["lm_head"]},
+        {"target_modules": ["q_proj"]},
+        {"trainable_token_indices": {"embed_tokens": list(range(40, 140))}},
+    ],
 )
 def test_every_kind_of_adapter_merges(runs: Path, tmp_path: Path, lora: dict[str, Any]) -> None:
     from sft.train.stage import train
@@ -220,6 +228,26 @@ def test_the_sum_of_base_and_adapter_is_rounded_once(copied: Callable[[str], Rec
     exact = (base.float() + config["lora_alpha"] / config["r"] * b @ a).bfloat16()
     folder = merge(recipe, MergeOptions(dtype="bfloat16"))
     assert torch.equal(load_file(folder / "model.safetensors")[f"{layer}.weight"], exact)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("lora", "message"),
+    [
+        ("layer_replication=[[0,2],[1,2]]", "one weight in several layers, each with another adapter; use the adapter"),
+        ("lora_bias=true", "peft cannot merge it: Impossible to merge LoRA with `lora_bias=True`"),
+    ],
+)
+def test_an_adapter_that_cannot_be_part_of_the_weights_is_refused(
+    runs: Path, tmp_path: Path, lora: str, message: str
+) -> None:
+    from sft.train.stage import train
+
+    recipe = load(runs / "adapter.yaml", ["quantization=none", f"lora.{lora}", f"output={tmp_path / 'run'}"])
+    train(recipe)
+    with pytest.raises(UserError, match=re.escape(message)):
+        merge(recipe)
+    assert not (tmp_path / "run" / "merged").exists()
 
 
 def test_a_model_that_was_trained_whole_is_copied(runs: Path) -> None:

@@ -18,11 +18,14 @@ from sft import UserError
 from sft.cli import main
 from sft.recipe import Recipe, dump, load
 from sft.recipe.checks import OWNED
+from sft.recipe.decoding import SETTINGS
 from sft.recipe.fields import LIBRARIES, model_config_fields
 from sft.recipe.json_schema import schema
 from sft.recipe.messages import ELSEWHERE
 
 RECIPES = Path(__file__).parents[1] / "recipes"
+LOADING = "trainer: {model_init_kwargs:"
+NOT_THERE = "cannot be set under `trainer.model_init_kwargs`"
 START = "model: m\ntemplate: story\ndata: {train: rows.jsonl}\nlora: {r: 4}\n"
 
 
@@ -72,6 +75,14 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., R
         ("trainer.max_steps: 1", "unknown key `trainer.max_steps`; in a file it is a section, `trainer: {max_steps:"),
         ("trainer: {output_dir: x}", "`output_dir` cannot be set under `trainer`: the run's folder is `output`"),
         ("generation: {max_length: 5}", "`max_length` cannot be set under `generation`: set `max_new_tokens`"),
+        ("trainer: {push_to_hub: true}", "`push_to_hub` cannot be set under `trainer`: nothing is sent while training"),
+        ("trainer: {shuffle_dataset: true}", "`shuffle_dataset` cannot be set under `trainer`: each epoch draws its"),
+        ("trainer: {enable_jit_checkpoint: true}", "`enable_jit_checkpoint` cannot be set under `trainer`: a stopped"),
+        (f"{LOADING} {{device_map: auto}}}}", f"`device_map` {NOT_THERE}: each process holds the whole model"),
+        (f"{LOADING} {{trust_remote_code: true}}}}", f"`trust_remote_code` {NOT_THERE}: code from the hub is never"),
+        (f"{LOADING} {{quantization_config: {{load_in_4bit: true}}}}}}", f"`quantization_config` {NOT_THERE}: write `"),
+        (f"{LOADING} {{rope_theta: 5}}}}", f"`rope_theta` {NOT_THERE}, which has revision, dtype, attn_implementation"),
+        (f"{LOADING} {{dtype: auto}}}}", "`trainer.model_init_kwargs.dtype` is 'auto'; write one of 'float32'"),
     ],
 )  # fmt: skip
 def test_unknown_key_says_where_it_stands_and_what_is_right(
@@ -131,6 +142,51 @@ def test_empty_model_is_one_mistake(mistakes: Callable[..., list[str]]) -> None:
     assert mistakes(START.replace("model: m", "model: ''")) == [
         "r.yaml:1: `model` is empty; give it a value or remove it"
     ]
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("peft_type: IA3", "`peft_type` cannot be set under `lora`: it is always LORA; other methods of peft are not"),
+        ("peft_version: '1'", "`peft_version` cannot be set under `lora`: it is the version that is installed"),
+        ("revision: v2", "`revision` cannot be set under `lora`: set that of the base, `trainer.model_init_kwargs."),
+        ("auto_mapping: {a: b}", "`auto_mapping` cannot be set under `lora`: it is for model classes that"),
+        ("fan_in_fan_out: true", "`fan_in_fan_out` cannot be set under `lora`: peft sets it by the kind of each layer"),
+        ("eva_config: {rho: 2.0}", "`eva_config` cannot be set under `lora`: it changes the base model"),
+        ("monteclora_config: {num_samples: 2}", "`monteclora_config` cannot be set under `lora`: it adds to the loss"),
+    ],
+)
+def test_what_peft_or_the_stage_decides_is_refused_with_the_reason(
+    mistakes: Callable[..., list[str]], setting: str, message: str
+) -> None:
+    (line,) = mistakes(START.replace("{r: 4}", f"{{r: 4, {setting}}}"))
+    assert line.startswith(f"r.yaml:4: {message}")
+
+
+def test_settings_of_decoding_are_those_that_can_be_asked_for_everywhere() -> None:
+    from sft.cli import _parser
+    from sft.serve.api import Asked, Chat, Completion
+
+    told = {name for name, setting in SETTINGS.items() if setting.help}
+    others = {"model", "row", "max_tokens", "seed", "stop", "n", "stream", "stream_options", "user", "metadata",
+              "store", "frequency_penalty", "presence_penalty", "logprobs"}  # fmt: skip
+    assert set(Asked.model_fields) - others == told - {"max_new_tokens"}
+    assert not (Completion.model_fields.keys() | Chat.model_fields.keys()) - Asked.model_fields.keys() & told
+    options = vars(_parser().parse_args(["generate", "r.yaml"]))
+    assert told <= options.keys()
+    assert told == {"max_new_tokens", *SETTINGS} - {"do_sample"}
+
+
+@pytest.mark.parametrize("name", [name for name, setting in SETTINGS.items() if setting.bounds])
+def test_settings_of_decoding_are_held_to_their_bounds(
+    mistakes: Callable[..., list[str]], settings: Callable[..., Recipe], name: str
+) -> None:
+    setting = SETTINGS[name]
+    wrong = {"max_new_tokens": 0, "temperature": 0.0, "repetition_penalty": 0.0}.get(name, setting.kind(-1))
+    (line,) = mistakes(START + f"generation: {{{name}: {wrong}}}")
+    assert line == f"r.yaml:5: `generation.{name}` is {wrong}; it takes {setting.bounds}"
+    right = setting.kind(1)
+    assert settings(START + f"generation: {{{name}: {right}}}").generation == {name: right}
 
 
 def test_lora_takes_what_peft_takes(mistakes: Callable[..., list[str]]) -> None:

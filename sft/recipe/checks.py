@@ -3,9 +3,15 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from sft.recipe.fields import LIBRARIES, model_config_fields
+from sft.recipe.decoding import ABOVE_0, SETTINGS, Bounds
+from sft.recipe.fields import LIBRARIES, Kind, model_config_fields
 from sft.recipe.messages import unknown_key
 from sft.recipe.schema import NewTokenizer, Recipe, VocabularyFile
+
+AFTERWARDS = "held-out rows are measured one by one, in the types of training"
+TO_THE_HUB = "nothing is sent while training: write `sft export --to adapter --option push=REPOSITORY`"
+CHANGES_BASE = "it changes the base model, to which the result is compared"
+NO_SUCH_LOSS = "it adds to the loss, which here is that of the outputs alone"
 
 OWNED = {
     "trainer": {
@@ -17,6 +23,22 @@ OWNED = {
         "truncation_mode": "outputs are never cut; `data.overflow` says what happens to long rows",
         "dataset_text_field": "the template reads the row; map columns with `data.columns`",
         "dataset_kwargs": "rows reach the trainer with ids and labels; there is nothing left to prepare",
+        "dataset_num_proc": "rows reach the trainer with ids and labels; there is nothing left to prepare",
+        "shuffle_dataset": "each epoch draws its own order; `train_sampling_strategy` says how",
+        "length_column_name": "lengths are counted in the rows themselves",
+        "remove_unused_columns": "the columns of a row are those that its loss needs",
+        "label_names": "the labels are those of the template's `completion`",
+        "eval_packing": AFTERWARDS, "prediction_loss_only": AFTERWARDS, "eval_accumulation_steps": AFTERWARDS,
+        "eval_do_concat_batches": AFTERWARDS, "eval_use_gather_object": AFTERWARDS, "batch_eval_metrics": AFTERWARDS,
+        "include_for_metrics": AFTERWARDS, "bf16_full_eval": AFTERWARDS, "fp16_full_eval": AFTERWARDS,
+        "do_train": "write `sft train`", "do_predict": "write `sft eval`",
+        "do_eval": "`eval_strategy` says when training looks at the held-out rows",
+        "use_cache": "training computes all positions of a row at once, and generating always has a cache",
+        "save_only_model": "an interrupted training goes on from its checkpoints, which need the optimizer's state",
+        "enable_jit_checkpoint": "a stopped training would count as finished; `save_steps` says how often it is saved",
+        "push_to_hub": TO_THE_HUB, "hub_model_id": TO_THE_HUB, "hub_strategy": TO_THE_HUB, "hub_token": TO_THE_HUB,
+        "hub_always_push": TO_THE_HUB, "hub_revision": TO_THE_HUB,
+        "local_rank": "processes are started by `PROCESSES=N ./launch.sh`",
         "chat_template_path": "the tokenizer's own chat template is used; see `prompt_format`",
         "trust_remote_code": "code from the hub is never run",
         "activation_offloading": "it is not supported here; use `activation_checkpointing`",
@@ -26,10 +48,21 @@ OWNED = {
         "parallelism_config": "each process holds the whole model here",
     },
     "lora": {"task_type": "it is always CAUSAL_LM", "base_model_name_or_path": "it is `model` at the top level",
-             "inference_mode": "it is set by the stage", "auto_mapping": "PEFT fills it in",
-             "peft_type": "it is LORA; other methods of PEFT are not supported yet",
-             "peft_version": "PEFT fills it in", "runtime_config": "it is not kept with the adapter",
-             "revision": "that of the base is `trainer.model_init_kwargs.revision`"},
+             "inference_mode": "it is set by the stage",
+             "peft_type": "it is always LORA; other methods of peft are not supported yet",
+             "peft_version": "it is the version that is installed",
+             "revision": "set that of the base, `trainer.model_init_kwargs.revision`",
+             "auto_mapping": "it is for model classes that transformers does not know",
+             "fan_in_fan_out": "peft sets it by the kind of each layer",
+             "runtime_config": "it is not kept with the adapter, so that only training would have it",
+             "megatron_config": "Megatron's layers are not supported here",
+             "megatron_core": "Megatron's layers are not supported here",
+             "use_qalora": "peft has it for GPTQ alone, which `quantization` does not have",
+             "qalora_group_size": "peft has it for GPTQ alone, which `quantization` does not have",
+             "alora_invocation_tokens": "an adapter works on the whole prompt here",
+             "arrow_config": "a run has one adapter; `sft merge` sums several",
+             "loftq_config": CHANGES_BASE, "eva_config": CHANGES_BASE, "corda_config": CHANGES_BASE,
+             "lora_ga_config": CHANGES_BASE, "kasa_config": CHANGES_BASE, "monteclora_config": NO_SUCH_LOSS},
     "generation": {"max_length": "set `max_new_tokens`", "eos_token_id": "the end token is that of training",
                    "pad_token_id": "it is that of the tokenizer", "bos_token_id": "it is that of the tokenizer",
                    "num_return_sequences": "write `sft generate --samples N`",
@@ -39,21 +72,43 @@ OWNED = {
 }  # fmt: skip
 """Fields of the libraries that the pipeline itself decides. Setting one would be ignored or would break a promise."""
 
-POSITIVE = {"max_length", "max_steps", "num_train_epochs", "learning_rate", "per_device_train_batch_size", "r",
-            "per_device_eval_batch_size", "gradient_accumulation_steps", "lora_alpha", "max_new_tokens",
-            "temperature", "repetition_penalty"}  # fmt: skip
-"""Fields of the libraries that make no sense at 0 or below, which the libraries tell late or never."""
+NOT_LOADED_WITH = {
+    "quantization_config": "write `quantization: 4bit` or `8bit` at the top level",
+    "load_in_4bit": "write `quantization: 4bit` at the top level",
+    "load_in_8bit": "write `quantization: 8bit` at the top level",
+    "device_map": "each process holds the whole model, on its own device",
+    "torch_dtype": "it is `dtype` now",
+    "trust_remote_code": "code from the hub is never run",
+    "use_safetensors": "it is always true: to load a pickle runs the code in it",
+    "token": "a recipe is kept with its run; set HF_TOKEN in the environment",
+    "cache_dir": "set HF_HUB_CACHE in the environment",
+    "local_files_only": "set HF_HUB_OFFLINE=1 in the environment",
+}
+"""Other arguments of `from_pretrained`, and what to write in their place."""
+
+LOADED_WITH = {
+    "revision": Kind((str,)),
+    "dtype": Kind(choices=("float32", "bfloat16", "float16")),
+    "attn_implementation": Kind((str,)),
+}
+"""Fields of `trainer.model_init_kwargs`: what every stage that opens the base goes by."""
+
+SEED = Bounds(0, 2**32 - 1, whole=True)
+"""Of numpy, which has 32 bits for it."""
+
+BOUNDS: Mapping[str, Mapping[str, Bounds]] = {
+    "trainer": dict.fromkeys(("max_length", "max_steps", "num_train_epochs", "per_device_train_batch_size",
+                              "per_device_eval_batch_size", "gradient_accumulation_steps", "learning_rate"), ABOVE_0)
+               | dict.fromkeys(("seed", "data_seed"), SEED),
+    "lora": dict.fromkeys(("r", "lora_alpha"), ABOVE_0),
+    "generation": {name: setting.bounds for name, setting in SETTINGS.items() if setting.bounds},
+}  # fmt: skip
+"""What numbers the libraries' fields take, which the libraries tell late or never."""
 
 NO_LIMIT = ("max_steps", -1)
 
-SHARES, COUNTS = {"top_p", "min_p", "typical_p"}, {"top_k", "no_repeat_ngram_size"}
-"""Fields of `generation:` that run from 0 to 1, and those that run from 0 up."""
-
-SEEDS = {"seed", "data_seed"}
-"""Fields of `trainer:` that numpy takes too, which has 32 bits for them."""
-
 AUTO = (("trainer", "per_device_train_batch_size"), "auto")
-"""The one setting that a library does not know: the largest micro-batch that fits the card, by `sft.fit`."""
+"""The one setting that a library does not know: the largest micro-batch that fits the card, by `sft.memory.fit`."""
 
 
 def library_problems(document: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -80,14 +135,24 @@ def library_problems(document: Mapping[str, Any]) -> Iterator[tuple[tuple[str, .
                 continue
             elif problem := known[key].problem(value):
                 yield loc, f"`{section}.{key}` {problem}"
-            elif key in POSITIVE and isinstance(value, int | float) and value <= 0 and (key, value) != NO_LIMIT:
-                yield loc, f"`{section}.{key}` is {value}; it takes a number above 0"
-            elif key in SHARES and isinstance(value, int | float) and not 0 <= value <= 1:
-                yield loc, f"`{section}.{key}` is {value}; it takes a number from 0 to 1"
-            elif key in COUNTS and isinstance(value, int) and value < 0:
-                yield loc, f"`{section}.{key}` is {value}; it takes a whole number from 0 up"
-            elif key in SEEDS and isinstance(value, int) and not 0 <= value < 2**32:
-                yield loc, f"`{section}.{key}` is {value}; it takes a whole number from 0 to {2**32 - 1}"
+            elif (bounds := BOUNDS.get(section, {}).get(key)) and isinstance(value, int | float):
+                if not bounds.hold(value) and (key, value) != NO_LIMIT:
+                    yield loc, f"`{section}.{key}` is {value}; it takes {bounds}"
+            elif (section, key) == ("trainer", "model_init_kwargs") and isinstance(value, dict):
+                yield from _loading_problems(value)
+
+
+def _loading_problems(options: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Keys and values of what the base is loaded with."""
+    section = "trainer.model_init_kwargs"
+    for key, value in options.items():
+        loc = ("trainer", "model_init_kwargs", str(key))
+        if reason := NOT_LOADED_WITH.get(key):
+            yield loc, f"`{key}` cannot be set under `{section}`: {reason}"
+        elif key not in LOADED_WITH:
+            yield loc, f"`{key}` cannot be set under `{section}`, which has {', '.join(LOADED_WITH)}"
+        elif problem := LOADED_WITH[key].problem(value):
+            yield loc, f"`{section}.{key}` {problem}"
 
 
 def contradictions(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -132,8 +197,6 @@ def contradictions(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
                     f"`trainer.{key}: {wrong}` leaves no last checkpoint, of which final_model is made; write {right}"
                 )
                 yield ("trainer", key), message
-    if (recipe.trainer.get("model_init_kwargs") or {}).get("trust_remote_code"):
-        yield ("trainer", "model_init_kwargs"), "`trust_remote_code` cannot be set: code from the hub is never run"
     if (bias := (recipe.lora or {}).get("bias", "none")) in ("all", "lora_only"):
         yield ("lora", "bias"), f"`lora.bias: {bias}` trains the base's own weights, to which the result is compared"
     if (start := (recipe.lora or {}).get("init_lora_weights", True)) not in (True, False, "gaussian"):

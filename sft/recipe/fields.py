@@ -9,6 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from sft.recipe.decoding import SETTINGS
+
 SCALARS = {"str": (str,), "int": (int,), "float": (int, float), "bool": (bool,), "dict": (dict,), "list": (list,),
            "tuple": (list,), "None": (type(None),)}  # fmt: skip
 SCHEMA = {str: "string", int: "integer", float: "number", bool: "boolean", dict: "object", list: "array",
@@ -144,10 +146,9 @@ def _lora() -> dict[str, Kind]:
     )
 
 
-NUMBER, COUNT = Kind((int, float, type(None))), Kind((int, type(None)))
-DRAWING = {"do_sample": Kind((bool,)), "temperature": NUMBER, "top_p": NUMBER, "min_p": NUMBER, "top_k": COUNT,
-           "repetition_penalty": NUMBER, "no_repeat_ngram_size": COUNT, "max_new_tokens": COUNT}  # fmt: skip
-"""Types of generation settings, which `GenerationConfig` does not declare and finds wrong late, in a traceback."""
+def _of_setting(kind: type) -> Kind:
+    """The values of a generation setting, which `GenerationConfig` finds wrong late, in a traceback."""
+    return Kind(SCALARS[kind.__name__] if kind is bool else (*SCALARS[kind.__name__], type(None)))
 
 
 @cache
@@ -162,7 +163,7 @@ def _generation() -> dict[str, Kind]:
         if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "pop"
         and isinstance(call.args[0], ast.Constant) and not str(call.args[0].value).startswith("_")
     }  # fmt: skip
-    return names | {name: kind for name, kind in DRAWING.items() if name in names}
+    return names | {name: _of_setting(setting.kind) for name, setting in SETTINGS.items() if name in names}
 
 
 @cache

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sft.recipe.checks import AUTO, OWNED
+from sft.recipe.checks import AUTO, LOADED_WITH, OWNED
 from sft.recipe.fields import LIBRARIES
 from sft.recipe.schema import Recipe
 
@@ -15,6 +15,8 @@ def schema() -> dict[str, Any]:
         known = {name: kind.schema() for name, kind in fields().items() if name not in OWNED[section]}
         if section == AUTO[0][0]:
             known[AUTO[0][1]] = {"anyOf": [known[AUTO[0][1]], {"const": AUTO[1]}]}
+            loading = {name: kind.schema() for name, kind in LOADED_WITH.items()}
+            known["model_init_kwargs"] = {"type": "object", "additionalProperties": False, "properties": loading}
         node["properties"] = known
         schema["properties"][section] = {"anyOf": [node, {"type": "null"}]} if section == "lora" else node
     return schema

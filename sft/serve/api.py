@@ -45,6 +45,7 @@ class Asked(Strict):
 
     top_k: Count | None = None
     min_p: Share | None = None
+    typical_p: Share | None = None
     repetition_penalty: Penalty | None = None
     no_repeat_ngram_size: Count | None = None
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from data_templates import Message, Prompt, Template, as_text
 from sft.model.load import decoding
-from sft.recipe.decoding import DRAWN, drawing
+from sft.recipe.decoding import SETTINGS, drawing
 from sft.rows.template import read_prompt
 from sft.serve.api import Chat, Completion, Refused
 from sft.tokens.codec import Codec
@@ -25,8 +25,7 @@ def texts_of(opened: Opened, limits: Limits, asked: Completion | Chat) -> list[T
     """The answers to be written. Raises UserError or Refused for what cannot be asked."""
     recipe, codec = opened.recipe, opened.codec
     ids = chat_ids(opened, asked) if isinstance(asked, Chat) else completion_ids(opened, asked)
-    names = (*DRAWN, "repetition_penalty", "no_repeat_ngram_size")
-    given = {name: value for name in names if (value := getattr(asked, name)) is not None}
+    given = {name: value for name, value in asked if name in SETTINGS and value is not None}
     room = recipe.max_length - len(ids)
     wanted = asked.max_tokens
     if isinstance(asked, Chat) and asked.max_completion_tokens is not None:

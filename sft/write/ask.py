@@ -18,6 +18,7 @@ from sft.model.adapter import as_base
 from sft.model.artifact import load_artifact, open_artifact
 from sft.model.load import decoding, load_base, load_trained
 from sft.recipe import Recipe
+from sft.recipe.decoding import of_whole_texts
 from sft.rows.read import encodable
 from sft.rows.template import has_prompt, read_prompt, samples
 from sft.run import check_owner
@@ -25,7 +26,7 @@ from sft.show import say
 from sft.tokens.codec import Codec
 from sft.tokens.opened import Opened
 from sft.write.generate import write
-from sft.write.stream import Text, stream, unstreamed
+from sft.write.stream import Text, stream
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def ask(answerer: Answerer, questions: Iterable[str | Row], samples: int = 1, st
             for step in range(1, steps + 1):
                 ids = fitting(recipe, codec, config, prompt_ids(codec, template, row, str(question)))
                 texts: list[str] = []
-                if samples == 1 and not unstreamed(config):
+                if samples == 1 and not of_whole_texts(config.to_diff_dict()):
                     text = Text(codec, ids, config, next(seeds))
                     for piece in stream(model, text):
                         yield Piece(step, 1, piece, text.end)

@@ -9,16 +9,11 @@ from transformers import DynamicCache, GenerationConfig
 
 from sft import UserError
 from sft.model.loss import batches_by_length
+from sft.recipe.decoding import of_whole_texts
 from sft.tokens.codec import Codec
 
 PIECE_TOKENS = 16
 """Tokens after which the rows that ended leave their batch."""
-OF_A_TOKEN = {
-    *("max_new_tokens", "do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty"),
-    *("no_repeat_ngram_size", "eos_token_id", "pad_token_id", "bos_token_id", "transformers_version"),
-}
-"""Settings of generation that look at a token and those before it, and so may be told anew at each piece. With any
-other, such as beams, a batch is written in one go."""
 
 
 @torch.no_grad()
@@ -45,7 +40,7 @@ def _continued(
 ) -> list[list[int]]:
     """The ids after each prompt, written piece by piece: a row that ended leaves the batch, and costs no more."""
     width, settings = max(map(len, prompts)), copy(config)
-    in_pieces = config.to_diff_dict().keys() <= OF_A_TOKEN
+    in_pieces = not of_whole_texts(config.to_diff_dict())
     cache = DynamicCache(config=model.config) if in_pieces else None
     ids = torch.tensor([[codec.pad] * (width - len(row)) + list(row) for row in prompts], device=model.device)
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompts], device=model.device)

@@ -20,19 +20,17 @@ from transformers import (
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
+    TypicalLogitsWarper,
 )
 
 from sft import UserError
 from sft.model.adapter import inner_model
+from sft.recipe.decoding import of_whole_texts
 from sft.tokens.codec import Codec
 from sft.write.generate import read
 
 TOP_K = 50
 """What `generate` takes where it samples and nothing is said."""
-
-SETTINGS = {"max_new_tokens", "do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty",
-            "no_repeat_ngram_size", "eos_token_id", "pad_token_id", "bos_token_id", "transformers_version"}  # fmt: skip
-"""The generation settings that a text can be written with token by token."""
 
 BYTE = re.compile("<0x[0-9A-F]{2}>")
 
@@ -193,8 +191,8 @@ def processors(config: GenerationConfig) -> LogitsProcessorList:
 
     Raises UserError for a setting that needs more than the tokens so far, such as beams.
     """
-    if unknown := unstreamed(config):
-        raise UserError(f"`generation.{unknown[0]}` cannot be used where text is written token by token; remove it")
+    if whole := of_whole_texts(config.to_diff_dict()):
+        raise UserError(f"`generation.{whole[0]}` cannot be used where text is written token by token; remove it")
     steps = LogitsProcessorList()
     if (config.repetition_penalty or 1) != 1:
         steps.append(RepetitionPenaltyLogitsProcessor(config.repetition_penalty))
@@ -210,12 +208,9 @@ def processors(config: GenerationConfig) -> LogitsProcessorList:
         steps.append(TopPLogitsWarper(config.top_p))
     if config.min_p is not None:
         steps.append(MinPLogitsWarper(config.min_p))
+    if config.typical_p is not None and config.typical_p < 1:
+        steps.append(TypicalLogitsWarper(config.typical_p))
     return steps
-
-
-def unstreamed(config: GenerationConfig) -> list[str]:
-    """The settings that only a text written as a whole can follow."""
-    return sorted(set(config.to_diff_dict()) - SETTINGS)
 
 
 def _settled(codec: Codec, ids: Sequence[int]) -> str:
