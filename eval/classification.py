@@ -62,18 +62,20 @@ def score(rows: Labelled, sides: dict[str, NDArray[np.float64]], seed: int) -> d
     """Loss, accuracy and mean F1 of each side's log probabilities [rows, classes], with paired bootstrap intervals, in
     the shape of `eval.score.score`."""
     right = np.array(rows.test["label"])
+    accuracy, f1 = open_metric("accuracy"), open_metric("f1")
     means: dict[str, dict[str, Mean]] = {"loss": {}, "accuracy": {}, "f1": {}}
     for side, logarithms in sides.items():
         answers = {"predictions": logarithms.argmax(1).tolist(), "references": right.tolist()}
         means["loss"][side] = mean_of((-logarithms[np.arange(len(right)), right]).tolist())
-        means["accuracy"][side] = mean_of(open_metric("accuracy").compute(**answers)["accuracy"])
+        means["accuracy"][side] = mean_of(accuracy.compute(**answers)["accuracy"])
         means["f1"][side] = _f1(logarithms.argmax(1), right)
     resampled = drawn(len(right), seed)
     intervals = {name: with_intervals(by_side, resampled) for name, by_side in means.items()}
     for side, logarithms in sides.items():  # the value is the metric's; its intervals are those of the same formula
         answers = {"predictions": logarithms.argmax(1).tolist(), "references": right.tolist()}
-        intervals["f1"][side]["value"] = open_metric("f1").compute(**answers)["f1"]
+        intervals["f1"][side]["value"] = f1.compute(**answers)["f1"]
     metrics = {name: both | {"lower_is_better": name == "loss"} for name, both in intervals.items()}
+    metrics["f1"]["shown_as"] = f1.shown_as["f1"]
     return {"metrics": metrics, "rows": len(right), "generated": len(right), "others": [], "names": NAMES}
 
 

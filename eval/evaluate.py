@@ -51,6 +51,8 @@ def score_run(recipe: Recipe, opened: Opened | None = None) -> Path:
 def predictions_of(recipe: Recipe) -> Path:
     """The folder of a run's predictions. Raises UserError where they are not there, or not as they were written."""
     folder = recipe.folder / "eval"
+    if (folder / "made_of.json").is_file():
+        raise UserError(f"{folder}: an earlier version wrote it; run `sft eval`, which writes and scores it again")
     if not (folder / "files.json").is_file():
         raise UserError(f"{folder}: holds no predictions to score; run `sft eval` first")
     if broken := altered(folder, read_json(folder / "files.json")["sha256"]):

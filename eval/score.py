@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_templates import Template
-from eval.bootstrap import Mean, drawn, mean_of, perplexity_of, ratio_of, with_intervals
-from eval.open_metric import compute, lower_is_better, open_metric
+from eval.bootstrap import (
+    Mean,
+    by_standard_error,
+    drawn,
+    mean_of,
+    percentiles,
+    perplexity_of,
+    ratio_of,
+    with_intervals,
+)
+from eval.open_metric import compute, lower_is_better, open_metric, said
 from eval.table import in_words
 from sft import UserError
 from sft.files import read_json, write_json
+from sft.recipe.fields import shown
 from sft.rows.watch import Watch, unchanged
 from sft.show import say
 from sft.tokens.opened import Opened
@@ -24,8 +34,8 @@ LOWER_IS_BETTER = {"loss": True, "perplexity": True, "bits_per_byte": True, "tok
 OVER_ALL = {"loss", "perplexity", "token_accuracy", "bits_per_byte"}
 """Scores over all held-out rows; the others are over those that were generated from."""
 PREDICTIONS, SCORES, SCORED = "predictions.jsonl", "scores.json", "scored.json"
-CORPUS_RESAMPLES = 300
-"""Resamples of a score that has to be computed from all rows each time."""
+CORPUS_RESAMPLES = 100
+"""Resamples of a score that has to be computed from all rows each time: 64 rows of 60 words take corpus_bleu 15 ms."""
 
 Scores = dict[str, Any]
 
@@ -39,6 +49,7 @@ def scored(opened: Opened, folder: Path, compute_scores: Callable[[], Scores]) -
     made_of = {
         "predictions": read_json(folder / "files.json")["sha256"],
         "metrics": list(opened.template.metrics),
+        "eval": opened.recipe.eval.model_dump(),
         "template": dict(opened.loaded.at_load),
         "code": _code(),
     }
@@ -47,6 +58,7 @@ def scored(opened: Opened, folder: Path, compute_scores: Callable[[], Scores]) -
         with watch.on():
             scores = in_words(compute_scores())
         files = {**watch.files(opened.loaded.home), **opened.loaded.when_called()}
+        (folder / SCORED).unlink(missing_ok=True)  # never beside scores that it does not describe
         write_json(folder / SCORES, scores)
         write_json(folder / SCORED, made_of | {"files": {name: held for name, held in files.items() if _lasts(name)}})
         say(f"{folder}: scored{changes}")
@@ -84,7 +96,11 @@ def score(folder: Path, template: Template, seed: int, others: Sequence[str] = (
         some = drawn(rows if name in OVER_ALL else generated, seed)
         metrics[name] = with_intervals(by_side, some) | {"lower_is_better": LOWER_IS_BETTER[name]}
     for name in template.metrics if generated else ():
-        metrics |= _by_metric(name, template, predictions, drawn(generated, seed))
+        found = _by_metric(name, template, predictions, drawn(generated, seed))
+        if taken := found.keys() & {*LOWER_IS_BETTER, *metrics}:
+            ours = "is measured without a metric" if min(taken) in LOWER_IS_BETTER else "another metric gives too"
+            raise UserError(f"metric `{name}`: gives `{min(taken)}`, which {ours}; give its score another name")
+        metrics |= found
     return {"metrics": metrics, "rows": rows, "generated": generated, "others": [s for s in others if s in sides]}
 
 
@@ -102,47 +118,74 @@ def _by_metric(
 ) -> dict[str, Any]:
     """The scores of one metric, in the shape of `score`."""
     metric = open_metric(name)
-    means: dict[str, dict[str, Mean]] = {}
     whole = getattr(metric, "corpus", False)
+    means: dict[str, dict[str, Mean]] = {}
     for side, written in predictions.items():
-        answers, references = ([template.answer(p[key]) for p in written] for key in ("prediction", "reference"))
+        answers, references = ([_answer(template, p[key]) for p in written] for key in ("prediction", "reference"))
         found = _of_corpus(name, metric, answers, references) if whole else by_row(name, metric, answers, references)
+        _check_alike(name, means or found, found)
         for score_name, mean in found.items():
             means.setdefault(score_name, {})[side] = mean
-    shown = getattr(metric, "shown_as", {})
+    rows, interval = (rows[:CORPUS_RESAMPLES], by_standard_error) if whole else (rows, percentiles)
+    names = getattr(metric, "shown_as", {})
     return {
-        score_name: with_intervals(by_side, rows[:CORPUS_RESAMPLES] if whole else rows)
-        | {"lower_is_better": lower_is_better(name, metric, score_name), "shown_as": shown.get(score_name)}
+        score_name: {
+            **with_intervals(by_side, rows, interval),
+            "lower_is_better": lower_is_better(metric, score_name),
+            "shown_as": names.get(score_name),
+            "resamples": len(rows),
+        }
         for score_name, by_side in means.items()
     }
+
+
+def _answer(template: Template, text: str) -> Any:
+    """What the metrics see of a text."""
+    try:
+        return template.answer(text)
+    except Exception as error:
+        raise UserError(
+            f"the template's `answer` fails on {shown(text)}: {said(error)}; it must take any text: mend it, then "
+            "`sft score` scores again"
+        ) from error
+
+
+def _check_alike(name: str, before: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    """Raise UserError where a metric gives other scores than it gave before."""
+    if different := before.keys() ^ found.keys():
+        raise UserError(
+            f"metric `{name}`: gives `{min(different)}` for some rows only; it must give the same scores for any rows"
+        )
 
 
 def by_row(name: str, metric: Any, answers: Sequence[Any], references: Sequence[Any]) -> dict[str, Mean]:
     """Each score of a metric as the mean of what it gives each row. One that gives one number is asked row by row."""
     result = compute(name, metric, answers, references)
-    if not all(isinstance(values, list) for values in result.values()):
-        rows = [compute(name, metric, [a], [r]) for a, r in zip(answers, references, strict=True)]
-        result = {
-            key: [float(row[key][0] if isinstance(row[key], list) else row[key]) for row in rows] for key in result
-        }
-    return {key: mean_of(values) for key, values in result.items()}
+    if all(isinstance(values, list) for values in result.values()):
+        return {key: mean_of(values) for key, values in result.items() if isinstance(values, list)}
+    rows = [compute(name, metric, [a], [r]) for a, r in zip(answers, references, strict=True)]
+    for row in rows:
+        _check_alike(name, result, row)
+    return {key: mean_of([float(np.squeeze(row[key])) for row in rows]) for key in result}
 
 
 def _of_corpus(name: str, metric: Any, answers: Sequence[Any], references: Sequence[Any]) -> dict[str, Mean]:
     """Each score of a metric that is computed from all rows at once: on each resample of rows, once for all scores."""
-    kept: dict[bytes, dict[str, Any]] = {}
+    everything = compute(name, metric, answers, references)
+    if by_rows := [key for key, value in everything.items() if isinstance(value, list)]:
+        raise UserError(f"metric `{name}` says corpus = True and gives `{by_rows[0]}` for each row; say one of the two")
+    kept = {np.arange(len(answers)).tobytes(): everything}
 
     def of(index: NDArray[np.intp], key: str) -> float:
         if (rows := index.tobytes()) not in kept:
             kept[rows] = compute(name, metric, [answers[i] for i in index], [references[i] for i in index])
-        if isinstance(kept[rows][key], list):
-            raise UserError(f"metric `{name}` says corpus = True and gives `{key}` for each row; say one of the two")
-        return float(kept[rows][key])
+            _check_alike(name, everything, kept[rows])
+        return float(np.squeeze(kept[rows][key]))
 
     def mean(key: str) -> Mean:
         return lambda indices: np.array([of(index, key) for index in indices])
 
-    return {key: mean(key) for key in compute(name, metric, answers, references)}
+    return {key: mean(key) for key in everything}
 
 
 def _changes(opened: Opened, folder: Path, made_of: dict[str, Any]) -> str | None:
@@ -164,10 +207,16 @@ def _lasts(name: str) -> bool:
     """Whether a file that was read is more than a copy that `evaluate` makes of a metric."""
     import evaluate
 
-    return not Path(name).is_relative_to(evaluate.config.HF_MODULES_CACHE)
+    return not Path(name).is_relative_to(Path(evaluate.config.HF_MODULES_CACHE).resolve())
 
 
 def _code() -> str:
-    """Hash of the code that makes scores, and of the project's metrics."""
-    files = sorted([*Path(__file__).parent.glob("*.py"), *Path(__file__).parent.glob("metrics/*/*.py")])
+    """Hash of the code that makes scores: this folder, the project's metrics in it, and the templates."""
+    ours = Path(__file__).parent
+    files = sorted(
+        file
+        for folder in (ours, ours.parent / "data_templates")
+        for file in folder.rglob("*")
+        if file.is_file() and "__pycache__" not in file.parts
+    )
     return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:16]

@@ -6,14 +6,14 @@ from typing import Any
 FEWEST_ROWS = 10
 """Held-out rows below which a bootstrap says little."""
 
-SHOWN_AS = {"loss": "loss on outputs", "ended": "ended by itself", "f1": "F1, mean of the classes"}
+SHOWN_AS = {"loss": "loss on outputs", "ended": "ended by itself"}
 """Names in a report of what is measured here and not by a metric."""
 
 
 def verdict(scores: dict[str, Any]) -> str:
     """One sentence on whether tuning helped, which says so only where the interval of the difference is clear of 0."""
     loss = scores["metrics"]["loss"]
-    if "accuracy" in scores["metrics"]:
+    if "names" in scores:
         return _verdict_on_classes(scores)
     if "base" not in loss:
         perplexity = scores["metrics"]["perplexity"]
