@@ -204,7 +204,7 @@ def held_out(folder: Path, trained: Path) -> float:
     model = PeftModel.from_pretrained(model, str(trained)) if adapted else model
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
     results = output_losses(model, Opened(recipe).tokens.test, 4096, tokenizer.pad_token_id)
-    return sum(loss for loss, _, _ in results) / sum(count for _, _, count in results)
+    return sum(row.loss for row in results) / sum(row.tokens for row in results)
 
 
 def work(tokens: dict[str, int], method: str) -> float:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sft.model.loss import RowLoss
 from sft.tokens.prepare import MASKED
 
 ORDERS = {1: "unigram", 2: "bigram", 3: "trigram"}
@@ -25,9 +26,9 @@ def order_name(order: int) -> str:
 
 def ngram_losses(
     train: Iterable[dict[str, Any]], test: Sequence[dict[str, Any]], order: int, vocabulary: int
-) -> list[tuple[float, int, int]]:
-    """Of each held-out row, as `output_losses` gives it for a network: the summed loss of its learned tokens in nats,
-    how many of them are ranked first, and their number. A token is predicted from at most `order` - 1 before it."""
+) -> list[RowLoss]:
+    """The loss of each held-out row, as `output_losses` gives it for a network. A token is predicted from at most
+    `order` - 1 before it."""
     counts: dict[Context, Counter[int]] = defaultdict(Counter)
     for row in train:
         for context, token in _learned(row, order):
@@ -46,7 +47,7 @@ def ngram_losses(
             losses[i] -= np.log(distribution[token])
             correct[i] += token == first
             tokens[i] += 1
-    return list(zip(losses.tolist(), correct.tolist(), tokens.tolist(), strict=True))
+    return [*map(RowLoss, losses.tolist(), correct.tolist(), tokens.tolist())]
 
 
 def _learned(row: dict[str, Any], order: int) -> Iterable[tuple[Context, int]]:

@@ -4,13 +4,14 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data_templates import Template
 from eval.bootstrap import (
+    Floats,
     Mean,
     by_standard_error,
     drawn,
@@ -76,19 +77,19 @@ def score(folder: Path, template: Template, seed: int, others: Sequence[str] = (
     bits per byte compare them.
     """
     sides = [side for side in ("base", "tuned", *others) if (folder / side).is_dir()]
-    losses = {side: np.array(read_json(folder / side / "losses.json"), dtype=np.float64) for side in sides}
+    losses = {side: _losses(folder / side) for side in sides}
     predictions = {side: read_predictions(folder / side) for side in sides if (folder / side / PREDICTIONS).is_file()}
-    rows, generated = len(losses["tuned"]), len(predictions["tuned"])
+    rows, generated = len(losses["tuned"].loss), len(predictions["tuned"])
 
-    alike = {side: v for side, v in losses.items() if np.array_equal(v[:, 2], losses["tuned"][:, 2])}
+    alike = {side: v for side, v in losses.items() if np.array_equal(v.tokens, losses["tuned"].tokens)}
     means: dict[str, dict[str, Mean]] = {
-        "loss": {side: ratio_of(v[:, 0], v[:, 2]) for side, v in alike.items()},
-        "perplexity": {side: ratio_of(v[:, 0], v[:, 2], perplexity_of) for side, v in alike.items()},
-        "token_accuracy": {side: ratio_of(v[:, 1], v[:, 2]) for side, v in alike.items()},
+        "loss": {side: ratio_of(v.loss, v.tokens) for side, v in alike.items()},
+        "perplexity": {side: ratio_of(v.loss, v.tokens, perplexity_of) for side, v in alike.items()},
+        "token_accuracy": {side: ratio_of(v.correct, v.tokens) for side, v in alike.items()},
     }
     if (folder / "bytes.json").is_file():
         bits = np.array(read_json(folder / "bytes.json"), dtype=np.float64) * np.log(2)
-        means["bits_per_byte"] = {side: ratio_of(v[:, 0], bits) for side, v in losses.items() if side in predictions}
+        means["bits_per_byte"] = {side: ratio_of(v.loss, bits) for side, v in losses.items() if side in predictions}
     if generated and template.metrics:
         means["ended"] = {side: mean_of([float(p["ended"]) for p in written]) for side, written in predictions.items()}
     metrics: dict[str, Any] = {}
@@ -111,6 +112,19 @@ def read_predictions(folder: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in file.read_text("utf-8").split("\n") if line]
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: missing or damaged ({error}); run `sft eval` again") from error
+
+
+class _Losses(NamedTuple):
+    """What `sft.model.loss.RowLoss` says of each row, in columns."""
+
+    loss: Floats
+    correct: Floats
+    tokens: Floats
+
+
+def _losses(folder: Path) -> _Losses:
+    """The losses of one side."""
+    return _Losses(*np.array(read_json(folder / "losses.json"), dtype=np.float64).reshape(-1, 3).T)
 
 
 def _by_metric(

@@ -259,7 +259,7 @@ def _alone(runs: Sequence[Opened], mix: Mix, adapter: Path) -> list[dict[str, An
         for name, side in (("alone", f"run_{number}"), ("sum", "sum")):
             model.set_adapter(side)
             results = output_losses(model, rows, recipe.eval.batch_tokens, int(tokenizer.pad_token_id or 0))
-            losses[name] = sum(r[0] for r in results) / sum(r[2] for r in results)
+            losses[name] = sum(row.loss for row in results) / sum(row.tokens for row in results)
         found.append({"run": recipe.folder.name, "weight": weight, "rows": len(rows)} | losses)
     return found
 

@@ -87,7 +87,7 @@ def test_the_base_side_is_the_untouched_base(scored: Recipe) -> None:
     model = AutoModelForCausalLM.from_pretrained(scored.model)
     expected = output_losses(model, Opened(scored).tokens.test, 4096, 0)
     written = json.loads((scored.folder / "eval" / "base" / "losses.json").read_text())
-    assert [row[0] for row in written] == pytest.approx([row[0] for row in expected], rel=1e-4)
+    assert [row[0] for row in written] == pytest.approx([row.loss for row in expected], rel=1e-4)
 
 
 def test_a_second_evaluation_keeps_what_fits_and_redoes_what_does_not(scored: Recipe) -> None:

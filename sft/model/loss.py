@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -12,6 +12,17 @@ from sft.tokens.prepare import MASKED
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel
+
+
+class RowLoss(NamedTuple):
+    """How well a model foresees the output of one row; in JSON, a list of the three numbers."""
+
+    loss: float
+    """Summed over the output tokens, in nats."""
+    correct: int
+    """Output tokens that the model ranks first."""
+    tokens: int
+    """Output tokens."""
 
 
 def supervised_logits(model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -29,16 +40,14 @@ def supervised_logits(model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor,
 
 
 @torch.no_grad()
-def output_losses(
-    model: "PreTrainedModel", rows: "Dataset", batch_tokens: int, pad: int
-) -> list[tuple[float, int, int]]:
-    """Of each row: the summed loss of its output tokens, how many of them the model ranks first, and their number.
+def output_losses(model: "PreTrainedModel", rows: "Dataset", batch_tokens: int, pad: int) -> list[RowLoss]:
+    """The loss of each row's output.
 
     The sum over rows divided by the sum of tokens is the true token mean, whatever the batches were.
     """
     was_training = model.training
     model.eval()
-    results: dict[int, tuple[float, int, int]] = {}
+    results: dict[int, RowLoss] = {}
     for batch in batches_by_length([len(ids) for ids in rows["input_ids"]], batch_tokens):
         inputs = right_padded([rows[i] for i in batch], pad, model.device)
         logits, targets = supervised_logits(model, inputs)
@@ -47,7 +56,7 @@ def output_losses(
         correct = torch.cat([some.argmax(-1) == right for some, right in chunks])
         counts = (inputs["labels"][:, 1:] != MASKED).sum(1).tolist()
         for i, loss, right in zip(batch, losses.split(counts), correct.split(counts), strict=True):
-            results[i] = (loss.double().sum().item(), int(right.sum()), len(loss))
+            results[i] = RowLoss(loss.double().sum().item(), int(right.sum()), len(loss))
     model.train(was_training)
     return [results[i] for i in range(len(rows))]
 

@@ -17,7 +17,7 @@ from transformers import (
 from trl import SFTConfig, SFTTrainer, pack_dataset
 
 from sft import UserError
-from sft.model.loss import output_losses, supervised_logits
+from sft.model.loss import RowLoss, output_losses, supervised_logits
 from sft.recipe import Recipe
 from sft.tokens.prepare import MASKED, Tokens
 from sft.train.checkpoints import MarkWhole
@@ -98,11 +98,11 @@ class OutputTrainer(SFTTrainer):
         batch_tokens = self.args.per_device_eval_batch_size * max(map(len, rows["input_ids"]))
         results = output_losses(self.model, mine, batch_tokens, self.processing_class.pad_token_id)
         totals = torch.tensor(results, dtype=torch.float64).reshape(-1, 3).sum(0).to(self.args.device)
-        loss, correct, count = self.accelerator.reduce(totals, "sum").tolist()
+        total = RowLoss(*self.accelerator.reduce(totals, "sum").tolist())
         metrics = {
-            "loss": loss / count,
-            "perplexity": math.exp(min(loss / count, 700)),
-            "token_accuracy": correct / count,
+            "loss": total.loss / total.tokens,
+            "perplexity": math.exp(min(total.loss / total.tokens, 700)),
+            "token_accuracy": total.correct / total.tokens,
         }
         return {f"{prefix}_{name}": value for name, value in metrics.items()}
 
