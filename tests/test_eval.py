@@ -2,8 +2,11 @@
 
 import io
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,12 +18,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data_templates import Template
 from eval.evaluate import evaluate_run, score_run
-from eval.open_metric import METRICS, compute, open_metric
+from eval.open_metric import METRICS, check_metrics, compute, open_metric
 from eval.report import report
 from eval.score import score
 from eval.table import score_lines, verdict
 from sft import UserError
-from sft.cli import main
+from sft.cli import STAGES, main
 from sft.model.load import decoding
 from sft.recipe import Recipe, load
 from sft.rows.template import template_names
@@ -297,8 +300,9 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say(tmp_path: Path) ->
 
 DISTANCE = """import datasets
 import evaluate
+{top}
 
-TABLE = {table!r}
+TABLE = {table}
 
 class Distance(evaluate.Metric):
     {says}
@@ -315,9 +319,9 @@ APART = """return {"distance": [float(sum(a != b for a, b in zip(p.ljust(20), r.
                              for p, r in zip(predictions, references)]}"""
 
 
-def write_metric(folder: Path, says: str = "pass", body: str = APART, table: str = "") -> Path:
+def write_metric(folder: Path, says: str = "pass", body: str = APART, table: str = "None", top: str = "") -> Path:
     folder.mkdir(exist_ok=True)
-    (folder / f"{folder.name}.py").write_text(DISTANCE.format(says=says, body=body, table=table))
+    (folder / f"{folder.name}.py").write_text(DISTANCE.format(says=says, body=body, table=table, top=top))
     return folder
 
 
@@ -381,6 +385,19 @@ def test_an_edited_metric_or_answer_is_scored_again_from_the_same_predictions(
     assert value() == 3
     (metric / "numbers.json").write_text("[4]")
     assert value() == 4, "a file that the metric reads"
+    table = "json.load(open({!r}))[0]".format(str(metric / "numbers.json"))
+    write_metric(
+        metric, body="return {'distance': [TABLE for _ in predictions]}", table=f"__import__('json').{table[5:]}"
+    )
+    assert value() == 4
+    (metric / "numbers.json").write_text("[5]")
+    assert value() == 5, "a file that is read while the metric loads"
+    assert value() == 5
+    (metric / "helper.py").write_text("FAR = 8.0\n")
+    write_metric(metric, body="return {'distance': [FAR for _ in predictions]}", top="from .helper import FAR")
+    assert value() == 8
+    (metric / "helper.py").write_text("FAR = 9.0\n")
+    assert value() == 9, "a module that the metric imports"
     write_metric(metric)
     template = Path(recipe.template)
     template.write_text(template.read_text().replace("metrics=", "answer=lambda text: '', metrics="), "utf-8")
@@ -416,7 +433,14 @@ def test_a_distance_that_falls_is_what_its_metric_says_of_it(tmp_path: Path, say
 @pytest.mark.parametrize(
     ("says", "body", "message"),
     [
-        ("higher_is_better = lower_is_better = True", APART, "says higher_is_better and lower_is_better True"),
+        ("higher_is_better = lower_is_better = True", APART, "sets both lower_is_better and higher_is_better"),
+        ("higher_is_better, lower_is_better = True, False", APART, "sets both lower_is_better and higher_is_better"),
+        ("shown_as = 'Distance'", APART, "`shown_as` is 'Distance'; write a mapping"),
+        ("corpus = 'no'", APART, "`corpus` is 'no'; write True or False"),
+        ("pass", "return {}", "gives {}; it gives a mapping"),
+        ("pass", "return {'loss': [1.0 for _ in predictions]}", "gives `loss`, which is measured without a metric"),
+        ("pass", "return {'d' + str(len(predictions)): 1.0}", "gives `d1` for some rows only"),
+        ("corpus = True", "return {'d' + predictions[-1]: 1.0}", "for some rows only; it must give the same scores"),
         ("lower_is_better = 'yes'", APART, "`lower_is_better` is 'yes'; write True, or a mapping"),
         ("pass", "return {'distance': [1.0]}", "`distance` has 1 numbers for"),
         ("pass", "return {'distance': [float('nan') for _ in predictions]}", "holds nan, which is not a finite number"),
@@ -430,8 +454,8 @@ def test_what_a_metric_cannot_say_or_give_is_one_message(tmp_path: Path, says: s
     metric = write_metric(tmp_path / "distance", says, body)
     template = Template(fields={}, prompt=str, completion=str, metrics=(str(metric),))
     (tmp_path / "tuned").mkdir()
-    line = {"prediction": "a", "reference": "b", "ended": True}
-    (tmp_path / "tuned" / "predictions.jsonl").write_text(f"{json.dumps(line)}\n" * 3)
+    lines = [json.dumps({"prediction": text, "reference": "b", "ended": True}) for text in "abc"]
+    (tmp_path / "tuned" / "predictions.jsonl").write_text("\n".join(lines))
     (tmp_path / "tuned" / "losses.json").write_text(json.dumps([[1.0, 0, 1]] * 3))
     with pytest.raises(UserError) as error:
         score(tmp_path, template, 0)
@@ -515,3 +539,155 @@ def test_equal_models_are_said_to_be_equal_and_the_verdict_goes_by_the_interval(
     )
     _, lines = score_lines(scores)
     assert {line[-1] for line in lines} == {"not clear"}
+
+
+def predictions_by_hand(folder: Path, sides: dict[str, list[str]], reference: str = "b") -> None:
+    """Predictions of two models, as evaluation writes them."""
+    for side, texts in sides.items():
+        (folder / side).mkdir()
+        lines = [json.dumps({"prediction": text, "reference": reference, "ended": True}) for text in texts]
+        (folder / side / "predictions.jsonl").write_text("\n".join(lines))
+        (folder / side / "losses.json").write_text(json.dumps([[1.0, 0, 1]] * len(texts)))
+
+
+@pytest.mark.parametrize("number", ["np.float32(2)", "np.int64(2)", "2", "2.0"])
+@pytest.mark.parametrize("shape", ["[{} for _ in predictions]", "tuple({} for _ in predictions)", "{}",
+                                   "np.array([{} for _ in predictions])"])  # fmt: skip
+def test_a_metric_may_give_the_numbers_of_any_library(tmp_path: Path, number: str, shape: str) -> None:
+    metric = write_metric(tmp_path / "distance", body=f"return {{'distance': {shape.format(number)}}}",
+                          top="import numpy as np")  # fmt: skip
+    found = compute("distance", open_metric(str(metric)), ["a", "b"], ["a", "b"])["distance"]
+    assert found in (2.0, [2.0, 2.0])
+    assert json.dumps(found)
+
+
+def test_a_metric_that_calls_its_score_accuracy_makes_no_classifier_of_a_language_model(tmp_path: Path) -> None:
+    metric = write_metric(tmp_path / "distance", body="return {'accuracy': [1.0 for _ in predictions]}")
+    predictions_by_hand(tmp_path, {"base": ["a"] * 12, "tuned": ["b"] * 12})
+    template = Template(fields={}, prompt=str, completion=str, metrics=(str(metric),))
+    assert "loss on 12 held-out rows" in verdict(score(tmp_path, template, 0))
+
+
+def test_an_answer_that_cannot_take_a_text_is_one_message_with_the_text(tmp_path: Path) -> None:
+    predictions_by_hand(tmp_path, {"base": ["a b"] * 12, "tuned": ["oh"] * 12}, "c d")
+    template = Template(
+        fields={}, prompt=str, completion=str, metrics=("rouge",), answer=lambda text: text.split(" ")[1]
+    )
+    with pytest.raises(UserError, match="the template's `answer` fails on 'oh': IndexError"):
+        score(tmp_path, template, 0)
+
+
+def test_a_score_of_the_corpus_has_about_the_interval_of_the_same_score_by_row(tmp_path: Path) -> None:
+    """The mean share of words that are right, by row and of the corpus: the sides differ by 0.1 in each row, which
+    only resamples that are paired can tell."""
+    by_row = "[float(p.count('b')) / 20 for p in predictions]"
+    rng = np.random.default_rng(1)
+    counts = rng.integers(0, 18, 64)
+    sides = {
+        "base": ["b " * int(n) + "-" for n in counts],
+        "tuned": ["b " * int(n + rng.integers(1, 4)) + "-" for n in counts],
+    }
+    predictions_by_hand(tmp_path, sides)
+    write_metric(tmp_path / "row", "higher_is_better = True", f"return {{'share': {by_row}}}")
+    whole = f"values = {by_row}; return {{'share_of_all': sum(values) / len(values)}}"
+    write_metric(tmp_path / "corpus", "higher_is_better = corpus = True", whole)
+    metrics = (str(tmp_path / "row"), str(tmp_path / "corpus"))
+    scores = score(tmp_path, Template(fields={}, prompt=str, completion=str, metrics=metrics), 0)
+    row, corpus = (scores["metrics"][name] for name in ("share", "share_of_all"))
+    for side in ("base", "tuned", "difference"):
+        assert corpus[side]["value"] == pytest.approx(row[side]["value"])
+        widths = [found[side]["high"] - found[side]["low"] for found in (corpus, row)]
+        assert widths[0] == pytest.approx(widths[1], rel=0.25), side
+    assert corpus["difference"]["low"] > 0
+    assert corpus["base"]["high"] > corpus["tuned"]["low"], "without pairs they could not be told apart"
+    assert (row["resamples"], corpus["resamples"]) == (2000, 100)
+
+
+def test_bleu_of_a_chinese_corpus_counts_characters(tmp_path: Path) -> None:
+    whole = open_metric("corpus_bleu")
+    assert whole.compute(predictions=[CHINESE] * 2, references=[CHINESE] * 2)["corpus_bleu"] == pytest.approx(1.0)
+    half = whole.compute(predictions=[CHINESE, CHINESE[:7]], references=[CHINESE] * 2)["corpus_bleu"]
+    assert 0.4 < half < 1, "one number of both, with the penalty for what is too short"
+
+
+def test_a_folder_of_an_earlier_version_is_reported_and_evaluated_again(
+    tmp_path: Path, scored: Recipe, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(scored.folder, tmp_path / "run")
+    folder = run / "eval"
+    scores = json.loads((folder / "scores.json").read_text())
+    for metric in scores["metrics"].values():
+        metric["lower_is_better"] = bool(metric["lower_is_better"])
+        metric.pop("shown_as", None)
+        metric.pop("resamples", None)
+    (folder / "scores.json").write_text(json.dumps(scores))
+    (folder / "files.json").rename(folder / "made_of.json")
+    (folder / "scored.json").unlink()
+    assert main(["report", str(run)]) == 0
+    assert main(["score", str(run)]) == 2
+    assert "an earlier version wrote it; run `sft eval`" in capsys.readouterr().err
+    assert main(["eval", str(run)]) == 0
+    assert main(["score", str(run)]) == 0
+    assert "up to date" in capsys.readouterr().err
+
+
+def test_other_settings_of_scoring_are_scored_again_and_a_seed_redraws_the_intervals(
+    tmp_path: Path, scored: Recipe
+) -> None:
+    run = shutil.copytree(scored.folder, tmp_path / "run")
+    loss = [
+        json.loads((score_run(load(run, overrides)) / "scores.json").read_text())["metrics"]["loss"]["tuned"]
+        for overrides in (["eval.seed=1"], ["eval.seed=2"])
+    ]
+    assert loss[0]["value"] == loss[1]["value"]
+    assert loss[0]["low"] != loss[1]["low"]
+
+
+def test_an_edit_of_a_metric_is_scored_again_in_a_new_process(
+    tmp_path: Path, own: Callable[..., tuple[Recipe, Path]]
+) -> None:
+    """Of the user's, and of the project's, for which the project is copied."""
+    recipe, distance = own()
+    home, template = tmp_path / "project", Path(recipe.template)
+    template.write_text(template.read_text("utf-8").replace("metrics=(", "metrics=('repetition', "), "utf-8")
+    (home / "recipes").mkdir(parents=True)
+    for name in ("sft", "eval", "data_templates"):
+        shutil.copytree(STORY.parents[1] / name, home / name, ignore=shutil.ignore_patterns("__pycache__"))
+
+    def score_anew() -> tuple[dict[str, float], str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "sft", "score", str(tmp_path / "run"), f"template={template}"],
+            cwd=home, env=os.environ | {"PYTHONPATH": str(home)}, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        metrics = json.loads((tmp_path / "run" / "eval" / "scores.json").read_text())["metrics"]
+        return {name: metrics[name]["tuned"]["value"] for name in ("repetition", "distance")}, done.stderr
+
+    before, _ = score_anew()
+    assert "up to date" in score_anew()[1]
+    write_metric(distance, body="return {'distance': [7.0 for _ in predictions]}")
+    found, said = score_anew()
+    assert found == before | {"distance": 7.0}
+    assert "scored again: distance/distance.py changed" in said
+    repetition = home / "eval" / "metrics" / "repetition" / "repetition.py"
+    repetition.write_text(repetition.read_text("utf-8").replace("[1 - len", "[3 - len"), "utf-8")
+    found, said = score_anew()
+    assert found == pytest.approx({"repetition": before["repetition"] + 2, "distance": 7.0})
+    assert "scored again" in said
+
+
+def test_only_the_first_of_several_processes_opens_metrics_before_training(
+    tmp_path: Path, scored: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr("sft.cli._check_metrics", lambda recipe: opened.append(recipe.template))
+    monkeypatch.setitem(STAGES, "train", "builtins:id")
+    for rank, count in (("1", 0), ("0", 1)):
+        monkeypatch.setenv("RANK", rank)
+        main(["train", str(scored.folder)])
+        assert len(opened) == count
+
+
+def test_metrics_given_as_one_text_are_one_message() -> None:
+    with pytest.raises(UserError, match=re.escape("`metrics` is the text 'rouge'; write ('rouge',)")):
+        check_metrics(Template(fields={}, prompt=str, completion=str, metrics="rouge"))  # type: ignore[arg-type]
