@@ -399,9 +399,11 @@ def test_an_edited_metric_or_answer_is_scored_again_from_the_same_predictions(
     (metric / "helper.py").write_text("FAR = 9.0\n")
     assert value() == 9, "a module that the metric imports"
     write_metric(metric)
+    assert value() == first
     template = Path(recipe.template)
     template.write_text(template.read_text().replace("metrics=", "answer=lambda text: '', metrics="), "utf-8")
     assert value() == 0, "empty answers are no distance apart"
+    assert "scored again: mine.py changed" in capsys.readouterr().err
     assert written(recipe.folder / "eval") == before
 
 
@@ -598,8 +600,10 @@ def test_a_score_of_the_corpus_has_about_the_interval_of_the_same_score_by_row(t
         assert corpus[side]["value"] == pytest.approx(row[side]["value"])
         widths = [found[side]["high"] - found[side]["low"] for found in (corpus, row)]
         assert widths[0] == pytest.approx(widths[1], rel=0.25), side
-    assert corpus["difference"]["low"] > 0
-    assert corpus["base"]["high"] > corpus["tuned"]["low"], "without pairs they could not be told apart"
+        low, value, high = (corpus[side][name] for name in ("low", "value", "high"))
+        assert high - value == pytest.approx(value - low), "standard errors, where there are few resamples"
+    base, difference = (corpus[side]["high"] - corpus[side]["low"] for side in ("base", "difference"))
+    assert difference < base / 3, "both sides are resampled alike"
     assert (row["resamples"], corpus["resamples"]) == (2000, 100)
 
 
@@ -674,6 +678,9 @@ def test_an_edit_of_a_metric_is_scored_again_in_a_new_process(
     found, said = score_anew()
     assert found == pytest.approx({"repetition": before["repetition"] + 2, "distance": 7.0})
     assert "scored again" in said
+    bootstrap = home / "eval" / "bootstrap.py"
+    bootstrap.write_text(bootstrap.read_text("utf-8").replace("RESAMPLES = 2000", "RESAMPLES = 1000"), "utf-8")
+    assert "scored again" in score_anew()[1], "the code that makes intervals, which no metric reads"
 
 
 def test_only_the_first_of_several_processes_opens_metrics_before_training(
