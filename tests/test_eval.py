@@ -635,6 +635,21 @@ def test_a_folder_of_an_earlier_version_is_reported_and_evaluated_again(
     assert "up to date" in capsys.readouterr().err
 
 
+def test_a_score_without_a_direction_is_changed_in_the_report_and_on_the_terminal(
+    tmp_path: Path, scored: Recipe, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(scored.folder, tmp_path / "run")
+    scores = json.loads((run / "eval" / "scores.json").read_text()) | {"rows": 40}
+    scores["metrics"]["rouge1"] |= {"difference": {"value": 0.2, "low": 0.1, "high": 0.3}, "lower_is_better": None}
+    (run / "eval" / "scores.json").write_text(json.dumps(scores))
+    page = report(load(run)).read_text("utf-8")
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "ROUGE-1" in line]
+    assert line.rstrip(" │|").endswith("changed")
+    row = page[page.index("ROUGE-1") :].split("</tr>")[0]
+    assert "changed" in row
+    assert not re.search("better|worse|↑|↓", row)
+
+
 def test_other_settings_of_scoring_are_scored_again_and_a_seed_redraws_the_intervals(
     tmp_path: Path, scored: Recipe
 ) -> None:

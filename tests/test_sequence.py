@@ -462,6 +462,28 @@ def test_scores_of_classes_are_those_of_the_metrics_with_the_baseline_beside(
     assert "accuracy, by epoch" in (classified.folder / "report.html").read_text("utf-8")
 
 
+def test_predicted_classes_are_kept_where_a_metric_fails_and_scored_without_the_network(
+    tmp_path: Path, classified: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from eval.classification import evaluate_run, score_run
+
+    shutil.copytree(classified.folder, tmp_path / "run")
+    recipe = load(tmp_path / "run")
+    scores = tmp_path / "run" / "eval" / "scores.json"
+    before = scores.read_text()
+    shutil.rmtree(tmp_path / "run" / "eval")
+    with monkeypatch.context() as patch:
+        patch.setattr("eval.open_metric.METRICS", tmp_path)  # where no metric is
+        with pytest.raises(UserError, match="no metric `accuracy`"):
+            evaluate_run(recipe)
+    monkeypatch.setattr("eval.classification._network", lambda *_: pytest.fail("the network is asked again"))
+    score_run(recipe)
+    assert scores.read_text() == before
+    scores.unlink()
+    evaluate_run(recipe)
+    assert scores.read_text() == before
+
+
 def test_missing_labels_are_counted(tmp_path: Path, sequences: Callable[..., Path]) -> None:
     from sft.train.stage import train
 
