@@ -1,6 +1,5 @@
 """Predictions to scores: metrics through `evaluate`, each difference with a paired bootstrap interval. Needs no GPU."""
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+import data_templates
 from data_templates import Template
 from eval.bootstrap import (
     Floats,
@@ -26,7 +26,7 @@ from eval.table import in_words
 from sft import UserError
 from sft.files import read_json, write_json
 from sft.recipe.fields import shown
-from sft.rows.watch import Watch, unchanged
+from sft.rows.watch import Files, Watch, content_of, unchanged
 from sft.show import say
 from sft.tokens.opened import Opened
 
@@ -37,6 +37,9 @@ OVER_ALL = {"loss", "perplexity", "token_accuracy", "bits_per_byte"}
 PREDICTIONS, SCORES, SCORED = "predictions.jsonl", "scores.json", "scored.json"
 CORPUS_RESAMPLES = 100
 """Resamples of a score that has to be computed from all rows each time: 64 rows of 60 words take corpus_bleu 15 ms."""
+
+CODE = (Path(__file__).parent, Path(data_templates.__file__).parent)
+"""The folders of the project's code that scores are made by."""
 
 Scores = dict[str, Any]
 
@@ -61,7 +64,7 @@ def scored(opened: Opened, folder: Path, compute_scores: Callable[[], Scores]) -
         files = {**watch.files(opened.loaded.home), **opened.loaded.when_called()}
         (folder / SCORED).unlink(missing_ok=True)  # never beside scores that it does not describe
         write_json(folder / SCORES, scores)
-        write_json(folder / SCORED, made_of | {"files": {name: held for name, held in files.items() if _lasts(name)}})
+        write_json(folder / SCORED, made_of | {"files": _users(files, opened.loaded.home, folder)})
         say(f"{folder}: scored{changes}")
     else:
         say(f"{folder}: up to date")
@@ -207,30 +210,36 @@ def _changes(opened: Opened, folder: Path, made_of: dict[str, Any]) -> str | Non
     if not (folder / SCORES).is_file() or not (folder / SCORED).is_file():
         return ""
     before = read_json(folder / SCORED)
-    if before.get("predictions") != made_of["predictions"]:
+    earlier = before.keys() != {*made_of, "files"}  # written by an earlier version
+    if earlier or before["predictions"] != made_of["predictions"]:
         return ""
     home = opened.loaded.home
     files = [name for name, held in before["files"].items() if not unchanged({name: held}, home)]
-    files += [name for name, held in made_of["template"].items() if before["template"].get(name) != held]
+    for part in ("template", "code"):
+        files += [name for name, held in made_of[part].items() if before[part].get(name) != held]
     if files:
         return f" again: {', '.join(dict.fromkeys(files[:3]))} changed"
     return None if {**before, "files": 0} == {**json.loads(json.dumps(made_of)), "files": 0} else " again"
 
 
-def _lasts(name: str) -> bool:
-    """Whether a file that was read is more than a copy that `evaluate` makes of a metric."""
+def _users(files: Files, home: Path, folder: Path) -> Files:
+    """The files that were read without those that are known otherwise: the predictions, the project's code, and the
+    copies that `evaluate` makes of metrics."""
     import evaluate
 
-    return not Path(name).is_relative_to(Path(evaluate.config.HF_MODULES_CACHE).resolve())
+    known = [place.resolve() for place in (folder, *CODE, Path(evaluate.config.HF_MODULES_CACHE))]
+    return {
+        name: held
+        for name, held in files.items()
+        if not any((home / name).resolve().is_relative_to(place) for place in known)
+    }
 
 
-def _code() -> str:
-    """Hash of the code that makes scores: this folder, the project's metrics in it, and the templates."""
-    ours = Path(__file__).parent
-    files = sorted(
-        file
-        for folder in (ours, ours.parent / "data_templates")
-        for file in folder.rglob("*")
+def _code() -> dict[str, str | None]:
+    """The code that makes scores, file by file: this folder, the project's metrics in it, and the templates."""
+    return {
+        str(file.relative_to(folder.parent)): content_of(file)
+        for folder in CODE
+        for file in sorted(folder.rglob("*"))
         if file.is_file() and "__pycache__" not in file.parts
-    )
-    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()[:16]
+    }

@@ -633,6 +633,9 @@ def test_a_folder_of_an_earlier_version_is_reported_and_evaluated_again(
     assert main(["eval", str(run)]) == 0
     assert main(["score", str(run)]) == 0
     assert "up to date" in capsys.readouterr().err
+    (folder / "scored.json").write_text(json.dumps({"predictions": {}, "code": "one hash of all", "files": {}}))
+    assert main(["score", str(run)]) == 0
+    assert "scored" in capsys.readouterr().err
 
 
 def test_a_score_without_a_direction_is_changed_in_the_report_and_on_the_terminal(
@@ -692,10 +695,21 @@ def test_an_edit_of_a_metric_is_scored_again_in_a_new_process(
     repetition.write_text(repetition.read_text("utf-8").replace("[1 - len", "[3 - len"), "utf-8")
     found, said = score_anew()
     assert found == pytest.approx({"repetition": before["repetition"] + 2, "distance": 7.0})
-    assert "scored again" in said
+    assert "scored again: eval/metrics/repetition/repetition.py changed" in said
     bootstrap = home / "eval" / "bootstrap.py"
     bootstrap.write_text(bootstrap.read_text("utf-8").replace("RESAMPLES = 2000", "RESAMPLES = 1000"), "utf-8")
-    assert "scored again" in score_anew()[1], "the code that makes intervals, which no metric reads"
+    assert "scored again: eval/bootstrap.py changed" in score_anew()[1], "it makes intervals, and no metric reads it"
+
+
+def test_scores_stand_where_a_run_is_moved(
+    tmp_path: Path, own: Callable[..., tuple[Recipe, Path]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, _ = own()
+    score_run(recipe)
+    shutil.move(tmp_path / "run", tmp_path / "moved")
+    capsys.readouterr()
+    score_run(load(tmp_path / "moved", [f"template={recipe.template}"]))
+    assert "up to date" in capsys.readouterr().err
 
 
 def test_only_the_first_of_several_processes_opens_metrics_before_training(
