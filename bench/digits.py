@@ -1,4 +1,4 @@
-"""What the digits of recipes/tiny_gpt_digits.yaml allow: how well their tokens are told without a network.
+"""What the digits of recipes/tiny_gpt_digits.yaml allow: how well their tokens are predicted without a network.
 
     python bench/digits.py
 
@@ -28,16 +28,18 @@ def main() -> None:
         np.array([digits.picture(row["input_ids"][1:-1]) for row in rows]) for rows in (tokens.train, tokens.test)
     )
     often = (train.sum(0) + 0.5) / (len(train) + 1)
-    lines = [[name, *told(test, ink)] for name, ink in (("a coin", np.full_like(often, 0.5)), ("each pixel", often))]
-    print(table(["told by", "perplexity", "tokens right", "bits a picture"], lines))
+    lines = [
+        [name, *predicted(test, ink)] for name, ink in (("a coin", np.full_like(often, 0.5)), ("each pixel", often))
+    ]
+    print(table(["predicted by", "perplexity", "tokens right", "bits a picture"], lines))
 
 
-def told(pictures: NDArray[np.bool_], ink: NDArray[np.float64]) -> list[str]:
+def predicted(pictures: NDArray[np.bool_], ink: NDArray[np.float64]) -> list[str]:
     """Scores of pictures [n, 8, 8] where each pixel is ink with its own probability, as texts."""
     bits = -np.log2(np.where(pictures, ink, 1 - ink)).sum((1, 2)).mean()
     chance = np.maximum(ink, 1 - ink) if (ink == 0.5).all() else np.where(pictures, ink > 0.5, ink <= 0.5)
     right = [np.broadcast_to(chance, pictures.shape)[:, new].prod(-1).mean() if new.any() else 1.0 for new in unseen()]
-    count = SIZE * SIZE + 1  # with the end token, which is always told
+    count = SIZE * SIZE + 1  # with the end token, which is always predicted
     return [f"{2 ** (bits / count):.3f}", f"{(sum(right) + 1) / count:.1%}", f"{bits:.1f}"]
 
 

@@ -170,7 +170,7 @@ def measured(side: str, folder: Path, out: Path) -> dict[str, float]:
     else:
         command = [sys.executable, __file__, "--plain", side, str(folder), str(out)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(out.parent)}
-    out.parent.mkdir(exist_ok=True)  # and nothing in it: each run tokenises anew
+    out.parent.mkdir(exist_ok=True)  # and nothing in it: each run tokenises again
     started = time.monotonic()
     with out.with_suffix(".log").open("w") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)

@@ -21,7 +21,7 @@ def pictures_of(folder: Path, template: Template) -> list[dict[str, Any]]:
 
 
 def mistakes_of(folder: Path, template: Template) -> list[dict[str, Any]]:
-    """Held-out pictures that the classifier tells wrongly."""
+    """Held-out pictures whose class the classifier gets wrong."""
     if template.picture is None:
         return []
     wrong = [line for line in read_predictions(folder / "tuned") if line["prediction"] != line["reference"]]

@@ -54,9 +54,9 @@ def _verdict_on_classes(scores: dict[str, Any]) -> str:
     better = "better" if difference["low"] > 0 else "worse" if difference["high"] < 0 else ""
     if scores["rows"] < FEWEST_ROWS:
         return f"{scores['rows']} held-out rows are too few to tell two models apart; hold out {FEWEST_ROWS} or more."
-    told = f"The {names['tuned']} is {better} than" if better else "No difference could be shown to"
+    begins = f"The {names['tuned']} is {better} than" if better else "No difference could be shown to"
     return (
-        f"{told} a {names['base']}: accuracy on {scores['rows']} held-out rows {accuracy['tuned']['value']:.3f} and "
+        f"{begins} a {names['base']}: accuracy on {scores['rows']} held-out rows {accuracy['tuned']['value']:.3f} and "
         f"{accuracy['base']['value']:.3f} (difference {_interval(difference)})."
     )
 

@@ -66,7 +66,7 @@ def merge(
 ) -> Path:
     """Write the trained model of a run as an ordinary transformers folder, `runs/NAME/merged`, and return it.
 
-    Its `parity.json` tells how far it is from the model that was trained; what is past the tolerance stands there under
+    Its `parity.json` says how far it is from the model that was trained; what is past the tolerance stands there under
     `problems`, and in `NOT_THE_TRAINED_MODEL.txt`. A folder that is up to date is kept.
     Raises UserError for a run that is not finished, was altered or has another base, for an adapter that changes
     nothing, and for a folder that holds something else.
@@ -83,7 +83,7 @@ def merge_several(
 ) -> Path:
     """The same for the weighted sum of several runs' adapters, which have one base and one quantisation in common.
 
-    The folder is prompted as the first run; what each adapter loses on its own held-out rows is told as well.
+    The folder is prompted as the first run; what each adapter loses on its own held-out rows is shown as well.
     """
     if len(mix.weights) != len(recipes):
         raise UserError(f"--weights: {len(mix.weights)} weights for {len(recipes)} runs; write one for each")
@@ -265,7 +265,7 @@ def _alone(runs: Sequence[Opened], mix: Mix, adapter: Path) -> list[dict[str, An
 
 
 def _show(folder: Path) -> None:
-    """Print what a folder's parity.json tells."""
+    """Print what a folder's parity.json holds."""
     found = read_json(folder / "parity.json")
     if found["mixed"]:
         lines = [[m["run"], f"{m['weight']:g}", f"{m['alone']:.3f}", f"{m['sum']:.3f}"] for m in found["mixed"]]

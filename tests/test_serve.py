@@ -270,7 +270,7 @@ BAD = {
     "broken": (b'{"prompt": "Once"', 400, "broken JSON"),
     "nothing": (b"", 400, "broken JSON"),
     "no UTF-8": (b'{"prompt": "\xff"}', 400, "broken JSON"),
-    "no object": (b"[1, 2]", 400, "it is no object"),
+    "no object": (b"[1, 2]", 400, "it is not an object"),
     "nested": (b"[" * 100_000, 400, "broken JSON"),
     "nested row": (b'{"row": {"prompt": ' + b"[" * 900 + b"]" * 900 + b"}}", 400, ""),
     "too large": (b'{"prompt": "' + b"x" * REQUEST_BYTES, 413, f"larger than {REQUEST_BYTES} bytes"),

@@ -43,7 +43,7 @@ TOLERANCE = {
     "q8_0": {"relative_difference": 1e-1, "loss_difference": 2e-2},
     "lora": {"relative_difference": 3e-3, "loss_difference": 1e-3},
 }
-"""How far llama.cpp may be from transformers, by the type of the weights. Of smaller types it is told, not judged.
+"""How far llama.cpp may be from transformers, by the type of the weights. Of smaller types it is shown and not judged.
 
 llama.cpp reads its GELU from a table in float16, so that models with it are a thousandth of the spread away in f32."""
 

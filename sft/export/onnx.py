@@ -138,7 +138,7 @@ def _usual_name(name: str) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what the exporter tells its own developers."""
+    """Without what the exporter says to its own developers."""
     logging.disable(logging.WARNING)
     try:
         with contextlib.redirect_stdout(io.StringIO()):

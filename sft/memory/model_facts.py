@@ -122,5 +122,5 @@ def _from_hub(model: str, revision: str) -> str | None:
 
     try:
         return hf_hub_download(model, "config.json", revision=revision, local_files_only=offline())
-    except Exception:  # likewise
+    except Exception:  # the hub client raises dozens of classes, each of which means that it is not to be had
         return None

@@ -84,7 +84,7 @@ def load_base(
 
 def load_classifier(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast", classes: Sequence[str]) -> "PreTrainedModel":
     """The base model, or a new one, with a fresh head in place of its own: logits of the classes at the last token that
-    is no padding.
+    is not padding.
 
     Raises UserError where the model cannot be reached, or has no such form in transformers.
     """
@@ -185,7 +185,7 @@ def _dtype(recipe: Recipe, training: bool = False) -> Any:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep buffers that a model on a CPU frees at each layer: to give them back and get them anew, page by
+    """Let glibc keep buffers that a model on a CPU frees at each layer: to give them back and get new ones, page by
     page, costs up to a quarter of the time. (MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_ of the environment do
     the same, but only for who knows of them.)"""
     if platform.libc_ver()[0] == "glibc":

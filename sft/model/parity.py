@@ -26,7 +26,7 @@ TOLERANCE: Mapping[str, Mapping[str, float]] = {
 
 Measured with stories260K: 6e-7, 1e-3 and 1e-2 of the logits' spread, 5e-8, 9e-5 and 1e-4 of loss; the adapter of its
 4-bit base on the original weights is 1.3e-1 and 2e-2 away. `bench/parity.py` measures every architecture. First choices
-and KL are told, not tolerated: they differ wherever two tokens are almost as good.
+and KL are shown and not judged: they differ wherever two tokens are almost as good.
 """
 
 NAMES = {
@@ -123,7 +123,7 @@ def past_tolerance(parity: Mapping[str, Any], tolerance: Mapping[str, float]) ->
     return [
         f"{NAMES[name]} is {parity[name]:.3g}, where {limit:g} is tolerated"
         for name, limit in tolerance.items()
-        if not parity[name] <= limit  # so that what is no number is past it too
+        if not parity[name] <= limit  # so that what is not a number is past it too
     ]
 
 

@@ -27,7 +27,7 @@ def shown(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Kind:
-    """What values a field takes, as far as its annotation tells."""
+    """What values a field takes, as far as its annotation says."""
 
     types: tuple[type, ...] = ()
     """Empty where the annotation names a class of the library: any value may be right."""
@@ -153,7 +153,7 @@ def _of_setting(kind: type) -> Kind:
 
 @cache
 def _generation() -> dict[str, Kind]:
-    """`GenerationConfig` is no dataclass: its fields are those its `__init__` takes out of its keyword arguments."""
+    """`GenerationConfig` is not a dataclass: its fields are those its `__init__` takes out of its keyword arguments."""
     tree = _source("transformers", "generation/configuration_utils.py")
     assert tree is not None
     init = next(n for n in _classes(tree)["GenerationConfig"].body if getattr(n, "name", "") == "__init__")

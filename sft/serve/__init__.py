@@ -66,7 +66,7 @@ def serve_with_vllm(folder: Path, host: str, port: int, key: str | None) -> None
 
 
 class Server(uvicorn.Server):
-    """uvicorn, whose streams end when it is told to stop."""
+    """uvicorn, whose streams end when it has to stop."""
 
     def __init__(self, config: uvicorn.Config, writer: Writer) -> None:
         super().__init__(config)
@@ -85,7 +85,7 @@ def _listen(host: str, port: int) -> socket.socket:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
         listening.listen()  # until then, others can bind it too
-    except (OSError, UnicodeError) as error:  # the latter for what is no name of a host
+    except (OSError, UnicodeError) as error:  # the latter for what cannot name a host
         why = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"{host}:{port}: {why}; name another --port or --host") from error
     return listening

@@ -100,7 +100,7 @@ def _ids(codec: Codec, prompt: Prompt) -> list[int]:
 
 
 def _takes_turns(template: Template) -> bool:
-    """Whether the template's first field is a conversation. The example tells."""
+    """Whether the template's first field is a conversation. The example shows it."""
     return isinstance(template.example.get(next(iter(template.fields))), list)
 
 

@@ -82,7 +82,7 @@ async def _read(request: Request, kind: type[Completion] | type[Chat], name: str
     try:
         given = json.loads(body)
         if not isinstance(given, dict):
-            raise ValueError("it is no object")
+            raise ValueError("it is not an object")
         json.dumps(given, ensure_ascii=False).encode()  # fails for half a character, which JSON can hold
         asked = kind.model_validate({field: value for field, value in given.items() if value is not None})
     except (ValueError, RecursionError) as error:

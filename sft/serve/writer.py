@@ -1,4 +1,4 @@
-"""The thread that calls the model for `sft serve`: each step a token of every answer, of which its asker is told."""
+"""The thread that calls the model for `sft serve`: each step writes a token of every answer and calls its asker."""
 
 import threading
 from collections.abc import Callable, Iterable, Sequence

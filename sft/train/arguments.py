@@ -47,7 +47,7 @@ def arguments(recipe: Recipe) -> SFTConfig:
 
 
 def use_all_cores(args: SFTConfig) -> None:
-    """`accelerate launch` gives a process on a CPU one thread unless told otherwise: use its share of the cores."""
+    """`accelerate launch` gives a process on a CPU one thread unless it is set: use its share of the cores."""
     by_accelerate = "ACCELERATE_MIXED_PRECISION" in os.environ and os.environ.get("OMP_NUM_THREADS") == "1"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = cores // args.world_size

@@ -20,7 +20,7 @@ DIVERGED = (
 
 
 def check_finite(model: Any, step: int) -> None:
-    """Raise UserError where a trained weight is no number: the logged losses between two logs would not show it."""
+    """Raise UserError where a trained weight is not a number: the logged losses between two logs would not show it."""
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and not torch.isfinite(parameter).all():
             raise UserError(f"`{name}` is not finite after step {step}; {DIVERGED}")
@@ -50,7 +50,7 @@ def last_whole_checkpoint(folder: Path, processes: int) -> str | None:
     if before != processes:
         raise UserError(
             f"{newest}: was written by {before} processes and would go on with {processes}, which is another batch "
-            f"size; set PROCESSES={before}, or delete {folder} to begin anew"
+            f"size; set PROCESSES={before}, or delete {folder} to start from the beginning"
         )
     say(f"going on from {newest}")
     return str(newest)

@@ -1,4 +1,4 @@
-"""What a recipe leaves open is chosen here, by the machine and the rows, each choice with the reason that is told."""
+"""What a recipe leaves open is chosen here, by the machine and the rows, each choice with its reason."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -16,7 +16,7 @@ LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "
 
 
 def record(recipe: Recipe, trainer: Any, seconds: float, checkpoint: str | None) -> dict[str, Any]:
-    """What the report tells of a training. `seconds` and `tokens_seen` are of this process, which began at `since`."""
+    """What the report says of a training. `seconds` and `tokens_seen` are of this process, which began at `since`."""
     cuda = torch.cuda.is_available()
     unit = 1 if sys.platform == "darwin" else 1024
     peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

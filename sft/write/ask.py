@@ -40,7 +40,7 @@ class Answerer:
 
     @cached_property
     def model(self) -> Any:
-        """The weights, loaded when they are first needed: what can be told without them is told at once."""
+        """The weights, loaded when first needed: mistakes that show without them are reported at once."""
         return self.load()
 
 

@@ -68,7 +68,7 @@ def _bar(share: float) -> str:
 
 
 def readable(codec: Codec, token: int) -> str:
-    """A token as it can be read: its text in quotes, or its name where it is no text of its own."""
+    """A token as it can be read: its text in quotes, or its name where it has no text of its own."""
     text = codec.text([[token]])[0]
     name = str(codec.tokenizer.convert_ids_to_tokens(token))
     if token == codec.end[-1]:

@@ -41,7 +41,7 @@ class Text:
     def __init__(
         self, codec: Codec, prompt: Sequence[int], config: GenerationConfig, seed: int, stops: Sequence[str] = ()
     ) -> None:
-        """`stops` are texts that end the answer and are no part of it. The seed alone decides what is drawn."""
+        """`stops` are texts that end the answer and do not belong to it. The seed alone decides what is drawn."""
         self.codec, self.prompt, self.config, self.stops = codec, list(prompt), config, stops
         self.written: list[int] = []
         self.text = ""
