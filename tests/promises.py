@@ -666,9 +666,9 @@ PROMISES = (
     ),
     promise(
         "a number that makes no sense at 0 is refused",
-        "sft/recipe/checks.py",
-        "and value <= 0 and (key, value) != NO_LIMIT:",
-        "and value < 0 and (key, value) != NO_LIMIT:",
+        "sft/recipe/decoding.py",
+        "ABOVE_0 = Bounds(0, low_itself=False)",
+        "ABOVE_0 = Bounds(0)",
         "test_recipe.py::test_wrong_type_says_what_the_key_takes",
         "test_recipe.py::test_as_many_steps_as_the_epochs_have_are_asked_for_by_minus_one",
     ),
