@@ -12,6 +12,7 @@ import jsonschema
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from ruamel.yaml import YAML
 
 from sft import UserError
@@ -76,6 +77,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., R
         ("trainer: {output_dir: x}", "`output_dir` cannot be set under `trainer`: the run's folder is `output`"),
         ("generation: {max_length: 5}", "`max_length` cannot be set under `generation`: set `max_new_tokens`"),
         ("trainer: {push_to_hub: true}", "`push_to_hub` cannot be set under `trainer`: nothing is sent while training"),
+        ("trainer: {accelerator_config: {split_batches: true}}", "`accelerator_config` cannot be set under `tra"),
         ("trainer: {shuffle_dataset: true}", "`shuffle_dataset` cannot be set under `trainer`: each epoch draws its"),
         ("trainer: {enable_jit_checkpoint: true}", "`enable_jit_checkpoint` cannot be set under `trainer`: a stopped"),
         (f"{LOADING} {{device_map: auto}}}}", f"`device_map` {NOT_THERE}: each process holds the whole model"),
@@ -175,6 +177,26 @@ def test_settings_of_decoding_are_those_that_can_be_asked_for_everywhere() -> No
     options = vars(_parser().parse_args(["generate", "r.yaml"]))
     assert told <= options.keys()
     assert told == {"max_new_tokens", *SETTINGS} - {"do_sample"}
+
+
+def test_a_request_is_held_to_the_bounds_of_the_settings() -> None:
+    from sft.serve.api import Completion
+
+    asked = {name: setting for name, setting in SETTINGS.items() if name in Completion.model_fields}
+    assert len(asked) >= 7
+    for name, setting in asked.items():
+        assert setting.bounds is not None
+        assert getattr(Completion.model_validate({name: setting.kind(1)}), name) == 1, name
+        above = [setting.bounds.high + 1] if setting.bounds.high < 2 else []
+        for wrong in (setting.kind(-1), *above, *([1.5] if setting.bounds.whole else [])):
+            with pytest.raises(ValidationError):
+                Completion.model_validate({name: wrong})
+
+
+def test_nothing_of_the_hub_is_set_under_trainer() -> None:
+    of_hub = {name for name in LIBRARIES["trainer"]() if name.startswith(("hub_", "push_"))}
+    assert len(of_hub) >= 7
+    assert of_hub <= OWNED["trainer"].keys()
 
 
 @pytest.mark.parametrize("name", [name for name, setting in SETTINGS.items() if setting.bounds])
@@ -589,3 +611,14 @@ def test_a_mistake_in_a_recipe_is_one_message_and_exit_status_2(
         out, err = capsys.readouterr()
         assert out == ""
         assert err == f"sft: {tmp_path}/r.yaml:5: unknown key `modle`; did you mean `model`?\n"
+
+
+def test_llama_cpp_is_given_an_adapter_of_two_matrices_alone(settings: Callable[..., Recipe]) -> None:
+    from sft.model.adapter import not_for_llama_cpp
+
+    for plain in ("use_rslora: true", "rank_pattern: {c_attn: 2}"):
+        assert not_for_llama_cpp(settings(START.replace("r: 4", f"r: 4, {plain}"))) is None
+    for more in ("use_dora: true", "lora_bias: true", "modules_to_save: [lm_head]", "trainable_token_indices: [3]"):
+        reason = not_for_llama_cpp(settings(START.replace("r: 4", f"r: 4, {more}")))
+        assert reason is not None
+        assert reason.startswith(f"`lora.{more.partition(':')[0]}` is set, and llama.cpp knows plain LoRA alone")

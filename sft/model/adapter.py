@@ -21,9 +21,18 @@ MIX_METHODS = ("cat", "linear", "svd", "ties", "dare_ties")
 """Of `peft.LoraModel.add_weighted_adapter`. `cat` is the weighted sum itself, `svd` its best part of the old rank;
 `linear` sums A and B apart, `ties` and `dare_ties` leave small or random parts out of them."""
 
-MIXED_WRONG = ("use_dora", "use_rslora", "lora_bias", "modules_to_save", "trainable_token_indices")
+MIXED_WRONG = ("use_dora", "use_bdlora", "use_rslora", "lora_bias", "modules_to_save", "trainable_token_indices")
 """Settings of `lora:` that add_weighted_adapter takes without a word, and whose adapters it does not sum."""
 
+NOT_LOW_RANK = (
+    "use_dora",
+    "use_bdlora",
+    "lora_bias",
+    "modules_to_save",
+    "trainable_token_indices",
+    "layer_replication",
+)
+"""Settings of `lora:` whose adapters are more than two matrices beside each weight, or other ones."""
 
 PROBE_TOKENS, PROBE_TOLERANCE = 8, 1e-3
 """Tokens on which a model with its adapter in its weights is compared, and how far its logits may move, as a share of
@@ -250,8 +259,8 @@ def not_for_llama_cpp(recipe: Recipe) -> str | None:
     """Why llama.cpp cannot run the adapter beside its base, or None."""
     if not recipe.has_adapter:
         return "all weights were trained, there is no adapter; leave out `lora`"
-    if any((recipe.lora or {}).get(key) for key in ("use_dora", "modules_to_save")):
-        return "llama.cpp knows plain LoRA alone; export the merged model instead of `lora`"
+    if wrong := next((key for key in NOT_LOW_RANK if (recipe.lora or {}).get(key)), None):
+        return f"`lora.{wrong}` is set, and llama.cpp knows plain LoRA alone; export the merged model instead of `lora`"
     return None
 
 
