@@ -313,12 +313,12 @@ def test_the_model_that_is_measured_is_the_one_that_is_traced(kind: str, quantiz
 def test_what_is_measured_is_two_steps_of_the_recipe(
     tmp_path: Path, tiny_model: Callable[..., Path], gpt2_like: Path, write_recipe: Callable[..., Path]
 ) -> None:
-    from sft.train.measure import run
+    from sft.train.measure import two_steps
 
     trainer = {"max_length": 40, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 3, "use_cpu": True}
     model = str(tiny_model(tmp_path / "model", gpt2_like))
     recipe = load(write_recipe(tmp_path, model=model, quantization="4bit", lora={"r": 4}, trainer=trainer))
-    ran = run(recipe, step_of(recipe)[1], "cpu")
+    ran = two_steps(recipe, step_of(recipe)[1], "cpu")
     assert ran.state.global_step == 2
     assert ran.tokens_learned == 2 * 3 * (39 + 38), "the first token of a row has nothing before it"
     assert not recipe.folder.exists(), "nothing is left behind"

@@ -33,7 +33,7 @@ OPTIONS = {
     "llama-cpp": "a checkout of llama.cpp, for its converter; else that of llama-cpp-python's source is fetched once",
 }
 
-PLAIN = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
+STORED_TYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 """dtype of a merged folder -> type in which the converter writes it as it is. llama.cpp makes all others of that."""
 
 TOLERANCE = {
@@ -47,7 +47,7 @@ TOLERANCE = {
 
 llama.cpp reads its GELU from a table in float16, so that models with it are a thousandth of the spread away in f32."""
 
-ODD = (
+ODD_TEXTS = (
     "Hello,   world!\n\n  Tabs\tand trailing spaces   ", "I've 1234567890 dollars; she'd 3.14—and you'll? WE'RE!",
     "从前有座山，山上有座庙。", "naïve café Zoë résumé", "🦊🚀 emoji 👩‍👩‍👧", "<s> </s> <|endoftext|> [INST]",
     "\n", " ", "a", "\t\t x", "def f(x):\n    return {'a': [1, 2], \"b\": x ** 2}\n", "x" * 70,
@@ -59,7 +59,7 @@ ODD = (
 def write(source: Source, folder: Path) -> dict[str, Any]:
     """Write `NAME-TYPE.gguf` for each type asked for, and compare each; `NAME-lora.gguf` goes with the base's GGUF."""
     kinds, name = kinds_of(source.options), source.recipe.folder.name
-    report: dict[str, Any] = {"problems": unseen(source)}
+    report: dict[str, Any] = {"problems": unseen_window(source)}
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         reference = parity.recorded(source.rows, parity.of_model(source.model), Path(scratch) / "reference")
         for kind in kinds:
@@ -72,7 +72,7 @@ def write(source: Source, folder: Path) -> dict[str, Any]:
             found["bytes"] = file.stat().st_size
             report["problems"] += [f"{file.name}: {problem}" for problem in judged(found, kind)]
     travel(source, folder, "recipe.yaml", "template.py", "generation_config.json")
-    return report | {"table": shown({kind: report[kind] for kind in kinds})}
+    return report | {"table": kinds_table({kind: report[kind] for kind in kinds})}
 
 
 def check(options: Options) -> None:
@@ -92,7 +92,7 @@ def kinds_of(options: Options) -> tuple[str, ...]:
 
 def write_model(source: Source, file: Path, kind: str, scratch: Path) -> None:
     """Write the merged model with weights of this type."""
-    whole, stored = scratch / "whole.gguf", PLAIN[read_json(source.merged / "config.json")["dtype"]]
+    whole, stored = scratch / "whole.gguf", STORED_TYPES[read_json(source.merged / "config.json")["dtype"]]
     if not whole.is_file():
         convert(source, source.merged, whole, stored)
     if kind == stored:
@@ -263,7 +263,7 @@ def judged(compared: dict[str, Any], kind: str) -> list[str]:
     return problems
 
 
-def unseen(source: Source) -> list[str]:
+def unseen_window(source: Source) -> list[str]:
     """What the rows that are compared may be too short to show: llama.cpp runs a Mistral without its sliding window."""
     config = source.model.config
     window = config.sliding_window if config.model_type == "mistral" else None
@@ -319,15 +319,15 @@ class LlamaCpp:
                 for t, ids in zip(texts, codec.prompts(texts), strict=True)
                 if self.ids(text_of(codec, t), codec.chat) != ids
             ]
-            for texts in (prompts, ODD)
+            for texts in (prompts, ODD_TEXTS)
         ]
         return {
             "prompts": len(prompts), "different_prompts": len(sides[0]),
-            "odd": len(ODD), "different_odd": len(sides[1]), "examples": (sides[0] + sides[1])[:3],
+            "odd": len(ODD_TEXTS), "different_odd": len(sides[1]), "examples": (sides[0] + sides[1])[:3],
         }  # fmt: skip
 
 
-def shown(kinds: dict[str, Any]) -> str:
+def kinds_table(kinds: dict[str, Any]) -> str:
     """A line for each file."""
     header = ["in llama.cpp", "size", "logits", "of spread", "mean KL", "other choice", "perplexity", "of the merged"]
     lines = []

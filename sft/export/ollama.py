@@ -31,10 +31,10 @@ def write(source: Source, folder: Path) -> dict[str, Any]:
     found = gguf.compare(source, folder / "model.gguf", parity.of_model(source.model))
     found |= {"bytes": (folder / "model.gguf").stat().st_size}
     tried, wrong = _tried(source, folder, go)
-    problems = gguf.unseen(source) + gguf.judged(found, kind)
+    problems = gguf.unseen_window(source) + gguf.judged(found, kind)
     problems += [f"{len(wrong)} prompts get other ids than in training, such as {wrong[0]!r}"] if wrong else []
     lines = [
-        gguf.shown({kind: found}),
+        gguf.kinds_table({kind: found}),
         f"the Modelfile gives {tried - len(wrong)} of {tried} prompts the ids of training",
     ]
     return found | {"tried": tried, "problems": problems, "table": "\n".join(lines)}

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 NEEDS = {"onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx"}
 
-PLAIN, CACHED = "model.onnx", "model_with_past.onnx"
+ONE_PASS_FILE, CACHE_FILE = "model.onnx", "model_with_past.onnx"
 
-NEW, PROMPTS = 32, 4
+CONTINUED_TOKENS, CONTINUED_PROMPTS = 32, 4
 """Tokens written, greedily, after so many held-out prompts."""
 
 
@@ -47,7 +47,7 @@ def write(source: Source, folder: Path) -> dict[str, Any]:
             compared[name] = found
     compared["greedy"] = _greedy(source, Session(folder / names[-1]))
     if different := compared["greedy"]["different"]:
-        compared["problems"].append(f"{different} of {PROMPTS} greedy continuations are another text")
+        compared["problems"].append(f"{different} of {CONTINUED_PROMPTS} greedy continuations are another text")
     return compared | {"table": _table(compared, names)}
 
 
@@ -58,17 +58,20 @@ def _greedy(source: Source, session: "Session") -> dict[str, int]:
     model: Any = source.model
     end = source.opened.codec.end[-1]
     config = GenerationConfig(
-        max_new_tokens=NEW, do_sample=False, eos_token_id=end, pad_token_id=source.opened.codec.pad
+        max_new_tokens=CONTINUED_TOKENS, do_sample=False, eos_token_id=end, pad_token_id=source.opened.codec.pad
     )
-    room = min(parity.COMPARED_TOKENS, getattr(model.config, "max_position_embeddings", parity.COMPARED_TOKENS)) - NEW
+    room = (
+        min(parity.COMPARED_TOKENS, getattr(model.config, "max_position_embeddings", parity.COMPARED_TOKENS))
+        - CONTINUED_TOKENS
+    )
     different = 0
-    for row in source.rows[:PROMPTS]:
+    for row in source.rows[:CONTINUED_PROMPTS]:
         start = next(i for i, label in enumerate(row["labels"]) if label != MASKED)
         prompt = row["input_ids"][: max(start, 1)][-room:]
         ids = torch.tensor([prompt])
         theirs = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)[0, len(prompt) :]
-        different += session.greedy(prompt, NEW, end) != theirs.tolist()
-    return {"prompts": min(PROMPTS, len(source.rows)), "tokens": NEW, "different": different}
+        different += session.greedy(prompt, CONTINUED_TOKENS, end) != theirs.tolist()
+    return {"prompts": min(CONTINUED_PROMPTS, len(source.rows)), "tokens": CONTINUED_TOKENS, "different": different}
 
 
 def _table(compared: dict[str, Any], names: list[str]) -> str:
@@ -98,7 +101,7 @@ def write_graphs(model: "PreTrainedModel", folder: Path) -> list[str]:
     with _quiet():
         exporter = OnnxExporter()
     names = []
-    for name, sample in zip((PLAIN, CACHED), _samples(model), strict=False):
+    for name, sample in zip((ONE_PASS_FILE, CACHE_FILE), _samples(model), strict=False):
         with _quiet():
             program, _ = exporter.export_program(model, sample, OnnxConfig(dynamic=True))
         for value in (*program.graph.inputs, *program.graph.outputs):

@@ -102,14 +102,14 @@ def fit(recipe: Recipe) -> Fit:
     kept = memory.trainable * torch.float32.itemsize
     base = memory.parameters - (memory.trainable if recipe.has_adapter else 0)
     name = recipe.model if isinstance(recipe.model, str) and recipe.base is None else None
-    download, published = model_facts.download(name, base) if name else (0, True)
+    download = model_facts.download(name, base) if name else model_facts.Download(0, True)
     return Fit(
         memory=memory,
         rows=step.rows,
         length=step.length,
         config_from=found,
-        download=download,
-        download_published=published,
+        download=download.bytes,
+        download_published=download.published,
         result=kept * (2 if recipe.trained.name == "best_model" else 1),
         checkpoints=3 * (kept + memory.bytes["optimizer"]),
         merged=base * 2,

@@ -10,7 +10,7 @@ import re
 import socket
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 from sft import UserError
@@ -26,6 +26,14 @@ NOT_OF_SHAPE = {"architectures", "auto_map", "transformers_version", "dtype", "t
                 "_name_or_path", "bos_token_id", "eos_token_id", "pad_token_id", "initializer_range",
                 "task_specific_params"}  # fmt: skip
 """Fields of a config from which neither its memory nor its speed follows."""
+
+
+class Download(NamedTuple):
+    """What is fetched of a model before it is trained."""
+
+    bytes: int
+    published: bool
+    """Whether the hub or a folder says so; else it is parameters times the size of one."""
 
 
 def config(model: str, revision: str = "main") -> tuple["PreTrainedConfig", str]:
@@ -49,23 +57,23 @@ def config(model: str, revision: str = "main") -> tuple["PreTrainedConfig", str]
     )
 
 
-def download(model: str, parameters: int) -> tuple[int, bool]:
-    """Bytes of a model's weights as published, and whether that is the hub's word rather than a sum of ours."""
+def download(model: str, parameters: int) -> Download:
+    """The size of a model's weights as they are published."""
     folder = Path(model)
     if folder.is_dir():
-        return sum(file.stat().st_size for file in folder.glob("*.safetensors")), True
+        return Download(sum(file.stat().st_size for file in folder.glob("*.safetensors")), True)
     if not offline():
         from huggingface_hub import HfApi
 
         try:
             files = HfApi().model_info(model, files_metadata=True, timeout=PATIENCE_SECONDS).siblings or []
             if size := sum(file.size or 0 for file in files if file.rfilename.endswith(".safetensors")):
-                return size, True
+                return Download(size, True)
         except Exception:  # the hub client raises dozens of classes, and each means that the hub does not say
             pass
     fact = known(model)
     wide = fact is None or fact["published"] == "float32"
-    return parameters * (4 if wide else 2), False
+    return Download(parameters * (4 if wide else 2), False)
 
 
 def add(model: str, folder: str | None = None) -> Path:

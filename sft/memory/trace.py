@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 aten = torch.ops.aten
-BLOCK = 512
+ALLOCATED_BYTES_STEP = 512
 """PyTorch's CUDA allocator gives out multiples of so many bytes."""
 
 KINDS = ("weights", "quantisation state", "adapter", "gradients", "optimizer", "activations", "head")
@@ -95,6 +95,13 @@ class Memory:
         return sum(self.bytes.values())
 
 
+class ParameterCount(NamedTuple):
+    """How many numbers a model holds."""
+
+    total: int
+    trainable: int
+
+
 def trace(step: Step, whole: bool = False) -> Memory:
     """The peak of a step. A deep model is traced at two depths and extended, unless `whole`.
 
@@ -106,7 +113,7 @@ def trace(step: Step, whole: bool = False) -> Memory:
     if whole or depth <= TRACED_WHOLE:
         return _highest(*_trace(step))
     low, high = TRACED_WHOLE - 2, TRACED_WHOLE
-    (small, small_counts), (large, large_counts) = (
+    (small, small_count), (large, large_count) = (
         _trace(replace(step, config=_cut(step.config, n))) for n in (low, high)
     )
 
@@ -118,7 +125,7 @@ def trace(step: Step, whole: bool = False) -> Memory:
         for name in large
         if name in small
     }
-    return _highest(segments, tuple(extended(a, b) for a, b in zip(small_counts, large_counts, strict=True)))
+    return _highest(segments, ParameterCount(*map(extended, small_count, large_count)))
 
 
 def _cut(config: "PreTrainedConfig", layers: int) -> "PreTrainedConfig":
@@ -137,18 +144,18 @@ def _cut(config: "PreTrainedConfig", layers: int) -> "PreTrainedConfig":
     return config
 
 
-def _highest(segments: dict[str, dict[str, int]], counts: tuple[int, ...]) -> Memory:
+def _highest(segments: dict[str, dict[str, int]], count: ParameterCount) -> Memory:
     moment = max(segments, key=lambda name: sum(segments[name].values()))
-    return Memory(segments[moment], counts[0], counts[1], moment)
+    return Memory(segments[moment], count.total, count.trainable, moment)
 
 
-def _trace(step: Step) -> tuple[dict[str, dict[str, int]], tuple[int, int]]:
-    """Bytes by kind at the peak of each segment of the step; parameters, and those of them that are trained."""
+def _trace(step: Step) -> tuple[dict[str, dict[str, int]], ParameterCount]:
+    """Bytes by kind at the peak of each segment of the step, and the parameters of its model."""
     from torch.utils.checkpoint import DefaultDeviceType
 
     model, base = skeleton(step)
     trained = [p for p in model.parameters() if p.requires_grad]
-    counts = sum(p.numel() for p in model.parameters()), sum(p.numel() for p in trained)
+    count = ParameterCount(sum(p.numel() for p in model.parameters()), sum(p.numel() for p in trained))
     ledger = Ledger()
     before = torch.is_autocast_enabled("cuda"), DefaultDeviceType.get_device_type()
     with FakeTensorMode(allow_non_fake_inputs=True), OnCuda(step.autocast), ledger:
@@ -160,7 +167,7 @@ def _trace(step: Step) -> tuple[dict[str, dict[str, int]], tuple[int, int]]:
         finally:
             torch.set_autocast_enabled("cuda", before[0])
             DefaultDeviceType.set_device_type(before[1])
-    return ledger.segments, counts
+    return ledger.segments, count
 
 
 def skeleton(step: Step) -> tuple[Any, set[int]]:
@@ -352,7 +359,7 @@ class Ledger(TorchDispatchMode):
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key not in self._entries:
-            size = -(-storage.nbytes() // BLOCK) * BLOCK
+            size = -(-storage.nbytes() // ALLOCATED_BYTES_STEP) * ALLOCATED_BYTES_STEP
             self._entries[key] = [size, kind, weakref.ref(storage, lambda _: self._freed(key))]
             self.live[kind] += size
             self.total += size

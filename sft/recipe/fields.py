@@ -11,11 +11,11 @@ from typing import Any
 
 from sft.recipe.decoding import SETTINGS
 
-SCALARS = {"str": (str,), "int": (int,), "float": (int, float), "bool": (bool,), "dict": (dict,), "list": (list,),
+SCALAR_TYPES = {"str": (str,), "int": (int,), "float": (int, float), "bool": (bool,), "dict": (dict,), "list": (list,),
            "tuple": (list,), "None": (type(None),)}  # fmt: skip
-SCHEMA = {str: "string", int: "integer", float: "number", bool: "boolean", dict: "object", list: "array",
+SCHEMA_TYPES = {str: "string", int: "integer", float: "number", bool: "boolean", dict: "object", list: "array",
           type(None): "null"}  # fmt: skip
-WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false", dict: "a mapping",
+TYPE_WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false", dict: "a mapping",
          list: "a list", type(None): "null"}  # fmt: skip
 
 
@@ -43,7 +43,9 @@ class Kind:
         elif self.types and not self.choices:
             number_for_bool = isinstance(value, bool) and bool not in self.types
             if number_for_bool or not isinstance(value, self.types):
-                words = [WORDS[kind] for kind in dict.fromkeys(self.types) if not (kind is int and float in self.types)]
+                words = [
+                    TYPE_WORDS[kind] for kind in dict.fromkeys(self.types) if not (kind is int and float in self.types)
+                ]
                 return f"is {shown(value)}; it takes {' or '.join(words)}"
         return None
 
@@ -51,8 +53,8 @@ class Kind:
         """The JSON Schema of such a value."""
         if self.choices:
             either: list[dict[str, Any]] = [{"enum": list(self.choices)}]
-            return {"anyOf": either + [{"type": SCHEMA[kind]} for kind in self.types]}
-        return {"type": sorted({SCHEMA[kind] for kind in self.types})} if self.types else {}
+            return {"anyOf": either + [{"type": SCHEMA_TYPES[kind]} for kind in self.types]}
+        return {"type": sorted({SCHEMA_TYPES[kind] for kind in self.types})} if self.types else {}
 
 
 @dataclass(frozen=True)
@@ -114,10 +116,10 @@ def _kind(annotation: ast.expr) -> Kind:
             return Kind(choices=tuple(e.value for e in elements if isinstance(e, ast.Constant)))
         case ast.Subscript(value=ast.Name(id="Literal"), slice=ast.Constant(value=value)):
             return Kind(choices=(value,))
-        case ast.Subscript(value=ast.Name(id=name)) | ast.Name(id=name) if name in SCALARS:
-            return Kind(SCALARS[name])
+        case ast.Subscript(value=ast.Name(id=name)) | ast.Name(id=name) if name in SCALAR_TYPES:
+            return Kind(SCALAR_TYPES[name])
         case ast.Constant(value=None):
-            return Kind(SCALARS["None"])
+            return Kind(SCALAR_TYPES["None"])
     return Kind()
 
 
@@ -148,7 +150,7 @@ def _lora() -> dict[str, Kind]:
 
 def _of_setting(kind: type) -> Kind:
     """The values of a generation setting, which `GenerationConfig` finds wrong late, in a traceback."""
-    return Kind(SCALARS[kind.__name__] if kind is bool else (*SCALARS[kind.__name__], type(None)))
+    return Kind(SCALAR_TYPES[kind.__name__] if kind is bool else (*SCALAR_TYPES[kind.__name__], type(None)))
 
 
 @cache

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from sft.recipe.fields import LIBRARIES, WORDS, shown
+from sft.recipe.fields import LIBRARIES, TYPE_WORDS, shown
 from sft.recipe.schema import Check, Data, Eval, NewTokenizer, Recipe, Section, VocabularyFile
 
 ELSEWHERE = {
@@ -77,7 +77,7 @@ def invalid(error: ValidationError) -> Iterator[tuple[tuple[str, ...], str]]:
             said.add(keys)
             yield keys, _sentence(keys, e)
         elif not (keys == ("tokenizer",) and isinstance(e["input"], dict)):  # its keys have errors of their own
-            taken.setdefault(keys, (e["input"], []))[1].append(WORDS[TAKES[e["type"]]])
+            taken.setdefault(keys, (e["input"], []))[1].append(TYPE_WORDS[TAKES[e["type"]]])
     for keys, (value, words) in taken.items():
         if keys not in said:
             yield keys, f"`{'.'.join(keys)}` is {shown(value)}; it takes {' or '.join(words)}"

@@ -20,7 +20,7 @@ import uvicorn
 
 from sft import UserError
 from sft.model.load import decoding
-from sft.serve.prompts import Limits
+from sft.serve.prompts import ServerLimits
 from sft.serve.routes import application
 from sft.serve.writer import Writer
 from sft.show import say
@@ -39,7 +39,7 @@ def serve(
     answerer = load()
     opened = answerer.opened
     processors(decoding(opened.recipe, opened.codec))
-    limits = Limits(max_tokens or opened.recipe.max_length, max_requests)
+    limits = ServerLimits(max_tokens or opened.recipe.max_length, max_requests)
     writer = Writer(answerer.model, opened.recipe.eval.batch_tokens, max_requests)
     url = "http://{}:{}/v1".format(f"[{host}]" if ":" in host else host, listening.getsockname()[1])
     app = application(opened, writer, limits, key, partial(say, f"{opened.recipe.folder.name} answers at {url}"))

@@ -92,7 +92,7 @@ class Chat(Asked):
     max_completion_tokens: int | None = Field(default=None, ge=1)
 
 
-class Refused(HTTPException):
+class RequestRefused(HTTPException):
     """A request that is not answered, with what is said about it in OpenAI's shape."""
 
     def __init__(self, status: int, message: str, code: str | None = None, param: str | None = None) -> None:
@@ -124,7 +124,7 @@ class Answers:
             part = await parts.get()
             written[part.choice] += part.text
             if part.end == "error":
-                raise Refused(500, NOT_WRITTEN)
+                raise RequestRefused(500, NOT_WRITTEN)
             if part.end:
                 ends[part.choice] = part.end
         choices = [

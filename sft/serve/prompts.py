@@ -6,7 +6,7 @@ from data_templates import Message, Prompt, Template, as_text
 from sft.model.load import decoding
 from sft.recipe.decoding import SETTINGS, drawing
 from sft.rows.template import read_prompt
-from sft.serve.api import Chat, Completion, Refused
+from sft.serve.api import Chat, Completion, RequestRefused
 from sft.tokens.codec import Codec
 from sft.tokens.opened import Opened
 from sft.write.ask import prompt_ids, row_of
@@ -14,15 +14,15 @@ from sft.write.stream import Text
 
 
 @dataclass(frozen=True)
-class Limits:
+class ServerLimits:
     max_tokens: int
     """Longest answer."""
     max_requests: int
     """Answers written or waiting at once."""
 
 
-def texts_of(opened: Opened, limits: Limits, asked: Completion | Chat) -> list[Text]:
-    """The answers to be written. Raises UserError or Refused for what cannot be asked."""
+def texts_of(opened: Opened, limits: ServerLimits, asked: Completion | Chat) -> list[Text]:
+    """The answers to be written. Raises UserError or RequestRefused for what cannot be asked."""
     recipe, codec = opened.recipe, opened.codec
     ids = chat_ids(opened, asked) if isinstance(asked, Chat) else completion_ids(opened, asked)
     given = {name: value for name, value in asked if name in SETTINGS and value is not None}
@@ -31,16 +31,18 @@ def texts_of(opened: Opened, limits: Limits, asked: Completion | Chat) -> list[T
     if isinstance(asked, Chat) and asked.max_completion_tokens is not None:
         wanted = asked.max_completion_tokens
     if room < (wanted or 1):
-        raise Refused(
+        raise RequestRefused(
             400,
             f"the prompt has {len(ids)} tokens, the answer shall have {wanted or 'at least 1'}, and both together "
             f"{recipe.max_length} at most",
             "context_length_exceeded",
         )
     if wanted and wanted > limits.max_tokens:
-        raise Refused(400, f"{wanted} tokens are asked for; this server writes {limits.max_tokens} at most")
+        raise RequestRefused(400, f"{wanted} tokens are asked for; this server writes {limits.max_tokens} at most")
     if asked.n > limits.max_requests:
-        raise Refused(400, f"`n` is {asked.n}; this server writes {limits.max_requests} answers at once", param="n")
+        raise RequestRefused(
+            400, f"`n` is {asked.n}; this server writes {limits.max_requests} answers at once", param="n"
+        )
     generation = recipe.generation | drawing(given)
     config = decoding(recipe.model_copy(update={"generation": generation}), codec)
     config.max_new_tokens = wanted or min(config.max_new_tokens, limits.max_tokens, room)
@@ -52,7 +54,7 @@ def texts_of(opened: Opened, limits: Limits, asked: Completion | Chat) -> list[T
 def completion_ids(opened: Opened, asked: Completion) -> list[int]:
     """The ids of a row, or of a text that is the whole prompt."""
     if (asked.row is None) == (asked.prompt is None):
-        raise Refused(400, "write either `prompt` or `row`", param="prompt")
+        raise RequestRefused(400, "write either `prompt` or `row`", param="prompt")
     if asked.row is not None:
         return _ids(opened.codec, read_prompt(opened.template, asked.row, "the row"))
     assert asked.prompt is not None
@@ -69,19 +71,21 @@ def chat_ids(opened: Opened, asked: Chat) -> list[int]:
     """
     codec, template = opened.codec, opened.template
     if (asked.row is None) == (not asked.messages):
-        raise Refused(400, "write either `messages` or `row`", param="messages")
+        raise RequestRefused(400, "write either `messages` or `row`", param="messages")
     if asked.row is not None:
         return _ids(codec, read_prompt(template, asked.row, "the row"))
     roles = {"developer": "system"}
     turns = [{"role": roles.get(turn.role, turn.role), "content": turn.text()} for turn in asked.messages]
     if turns[-1]["role"] != "user":
-        raise Refused(400, "the last turn is the user's; the model writes what follows", param="messages")
+        raise RequestRefused(400, "the last turn is the user's; the model writes what follows", param="messages")
     if _takes_turns(template):
         return _ids(codec, read_prompt(template, {next(iter(template.fields)): turns}, "the messages"))
     if codec.chat:
         return _ids(codec, [*turns[:-1], *_last_turns(template, turns[-1]["content"])])
     if any(turn["role"] == "system" for turn in turns):
-        raise Refused(400, "this model was trained on prompts alone; leave out the system turn", param="messages")
+        raise RequestRefused(
+            400, "this model was trained on prompts alone; leave out the system turn", param="messages"
+        )
     ids: list[int] = []
     for turn in turns:
         if turn["role"] == "assistant":
@@ -95,7 +99,9 @@ def chat_ids(opened: Opened, asked: Chat) -> list[int]:
 def _ids(codec: Codec, prompt: Prompt) -> list[int]:
     """The ids of a whole prompt: by now, texts that were sent in pieces stand together."""
     if codec.chat and (name := codec.special.search(as_text(prompt))):
-        raise Refused(400, f"the text holds {name[0]}, which the chat template would take for a token of its own")
+        raise RequestRefused(
+            400, f"the text holds {name[0]}, which the chat template would take for a token of its own"
+        )
     return codec.prompts([prompt])[0]
 
 

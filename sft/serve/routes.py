@@ -15,8 +15,8 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from sft import UserError
-from sft.serve.api import Answers, Chat, Completion, Part, Refused, shaped
-from sft.serve.prompts import Limits, texts_of
+from sft.serve.api import Answers, Chat, Completion, Part, RequestRefused, shaped
+from sft.serve.prompts import ServerLimits, texts_of
 from sft.serve.writer import Full, Writer
 from sft.tokens.opened import Opened
 from sft.write.stream import Text
@@ -26,7 +26,7 @@ REQUEST_BYTES = 2**20
 
 
 def application(
-    opened: Opened, writer: Writer, limits: Limits, key: str | None, ready: Callable[[], None] = lambda: None
+    opened: Opened, writer: Writer, limits: ServerLimits, key: str | None, ready: Callable[[], None] = lambda: None
 ) -> FastAPI:
     """The HTTP interface of a model."""
     name, started = opened.recipe.folder.name, int(time.time())
@@ -42,7 +42,7 @@ def application(
     async def allowed(request: Request) -> None:
         given = request.headers.get("authorization", "").encode("latin-1")  # as it was sent
         if key and not hmac.compare_digest(given, f"Bearer {key}".encode()):
-            raise Refused(401, "wrong API key; send `Authorization: Bearer KEY`", "invalid_api_key")
+            raise RequestRefused(401, "wrong API key; send `Authorization: Bearer KEY`", "invalid_api_key")
 
     app = FastAPI(lifespan=lifespan, openapi_url=None, exception_handlers={HTTPException: _error, Exception: _error})
 
@@ -73,12 +73,12 @@ def application(
 async def _read(request: Request, kind: type[Completion] | type[Chat], name: str) -> Completion | Chat:
     """The request, its size bounded while it comes in."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        raise Refused(415, "send `Content-Type: application/json`")  # a web page cannot send it to us unasked
+        raise RequestRefused(415, "send `Content-Type: application/json`")  # a web page cannot send it to us unasked
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
         if len(body) > REQUEST_BYTES:
-            raise Refused(413, f"the request is larger than {REQUEST_BYTES} bytes")
+            raise RequestRefused(413, f"the request is larger than {REQUEST_BYTES} bytes")
     try:
         given = json.loads(body)
         if not isinstance(given, dict):
@@ -87,11 +87,11 @@ async def _read(request: Request, kind: type[Completion] | type[Chat], name: str
         asked = kind.model_validate({field: value for field, value in given.items() if value is not None})
     except (ValueError, RecursionError) as error:
         if not isinstance(error, ValidationError):
-            raise Refused(400, f"the request is broken JSON: {error}") from None
+            raise RequestRefused(400, f"the request is broken JSON: {error}") from None
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         message = "is not known here" if first["type"] == "extra_forbidden" else f"is refused: {first['msg']}"
-        raise Refused(400, f"`{place}` {message}", param=place) from None
+        raise RequestRefused(400, f"`{place}` {message}", param=place) from None
     if asked.model is not None:
         _check_name(asked.model, name)
     return asked
@@ -99,17 +99,19 @@ async def _read(request: Request, kind: type[Completion] | type[Chat], name: str
 
 def _check_name(model: str, name: str) -> None:
     if model != name:
-        raise Refused(404, f"there is no model `{model[:200]}` here; this is `{name}`", "model_not_found", "model")
+        raise RequestRefused(
+            404, f"there is no model `{model[:200]}` here; this is `{name}`", "model_not_found", "model"
+        )
 
 
 async def _answer(
-    opened: Opened, writer: Writer, limits: Limits, request: Request, asked: Completion | Chat
+    opened: Opened, writer: Writer, limits: ServerLimits, request: Request, asked: Completion | Chat
 ) -> JSONResponse | StreamingResponse:
     """Have the request's answers written and send them, as they come or at once."""
     try:
         texts = await asyncio.to_thread(texts_of, opened, limits, asked)
     except UserError as error:
-        raise Refused(400, str(error)) from error
+        raise RequestRefused(400, str(error)) from error
     parts: asyncio.Queue[Part] = asyncio.Queue()
     loop, places = asyncio.get_running_loop(), {text: choice for choice, text in enumerate(texts)}
 
@@ -119,7 +121,7 @@ async def _answer(
     try:
         writer.add(texts, tell)
     except Full as error:
-        raise Refused(429, str(error), "queue_full") from error
+        raise RequestRefused(429, str(error), "queue_full") from error
     shape = Answers(asked, opened.recipe.folder.name, texts)
     if asked.stream:
         return Stream(shape.events(parts), leave=partial(writer.drop, texts))
@@ -155,7 +157,7 @@ class Stream(StreamingResponse):
 
 async def _error(_: Request, error: Exception) -> JSONResponse:
     """Every error in OpenAI's shape."""
-    if isinstance(error, Refused):
+    if isinstance(error, RequestRefused):
         return JSONResponse(shaped(error.status_code, error.detail, error.code, error.param), error.status_code)
     if isinstance(error, HTTPException):
         return JSONResponse(shaped(error.status_code, error.detail), error.status_code, error.headers)

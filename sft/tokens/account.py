@@ -1,15 +1,11 @@
 """The account of all rows, for the terminal: a line, a table, a histogram."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
+from sft.show import table
 from sft.tokens.counts import Counts
 
-if TYPE_CHECKING:
-    pass
-from sft.show import table
-
-WORDS = {
+COUNT_LABELS = {
     "rows": "rows kept",
     "tokens": "tokens",
     "supervised": "tokens learned",
@@ -41,7 +37,7 @@ def counts_table(sides: Mapping[str, Counts]) -> str:
     """Everything that was counted, one line a thing, with the first row it was found in."""
     names = ["train", "test"]
     rows, notes = [], []
-    for name, words in WORDS.items():
+    for name, words in COUNT_LABELS.items():
         rows.append([words, *(f"{getattr(sides[side], name):,}" for side in names)])
         if name == "supervised":
             shares = (sides[side].supervised / max(sides[side].tokens, 1) for side in names)
@@ -49,7 +45,7 @@ def counts_table(sides: Mapping[str, Counts]) -> str:
     for what in dict.fromkeys(what for side in names for what in sides[side].suspicious):
         rows.append([what, *(f"{sides[side].suspicious.get(what, 0):,}" for side in names)])
     for side in names:
-        notes += [f"  {WORDS.get(name, name)}: {where}" for name, where in sides[side].examples.items()]
+        notes += [f"  {COUNT_LABELS.get(name, name)}: {where}" for name, where in sides[side].examples.items()]
     return table(["", *names], rows) + ("\n\nfirst examples\n" + "\n".join(notes) if notes else "")
 
 

@@ -41,7 +41,7 @@ def measure(recipe: Recipe) -> None:
     foreseen = predicted(recipe, step.rows)
     torch.cuda.reset_peak_memory_stats(where)
     try:
-        run(recipe, step, where)
+        two_steps(recipe, step, where)
     except torch.OutOfMemoryError as error:
         raise UserError(
             f"out of memory on {torch.cuda.get_device_name(where)}; {gib(foreseen)} were foreseen"
@@ -60,13 +60,18 @@ def measure(recipe: Recipe) -> None:
     print(table(["", "predicted", "measured", "error"], lines))
 
 
-def run(recipe: Recipe, step: Step, where: str) -> OutputTrainer:
+def two_steps(recipe: Recipe, step: Step, where: str) -> OutputTrainer:
     """The trainer after two steps on made rows, each as long as `trainer.max_length` and learned whole."""
     model, tokenizer = random_model(step, where), _tokenizer()
     rows = list(_rows(step, tokenizer.pad_token_id, STEPS * step.accumulate * step.rows))
     tokens = Tokens(Dataset.from_list(rows), Dataset.from_list(rows[:1]), {"train": Counts(), "test": Counts()}, {}, {})
     with tempfile.TemporaryDirectory() as folder:
-        short = {"max_steps": STEPS, "save_strategy": "no", "eval_strategy": "no", "load_best_model_at_end": False}
+        short = {
+            "max_steps": STEPS,
+            "save_strategy": "no",
+            "eval_strategy": "no",
+            "load_best_model_at_end": False,
+        }
         recipe = recipe.model_copy(update={"output": folder, "trainer": recipe.trainer | short})
         trainer = make_trainer(recipe, model, tokenizer, tokens, arguments(recipe))
         trainer.train()

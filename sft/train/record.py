@@ -9,10 +9,11 @@ import torch
 
 from sft.files import checksums, sizes
 from sft.memory.fit import predicted
+from sft.memory.trace import ParameterCount
 from sft.recipe import Recipe
 from sft.show import say
 
-LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "evaluate", "bitsandbytes")
+RECORDED_VERSIONS = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "evaluate", "bitsandbytes")
 
 
 def record(recipe: Recipe, trainer: Any, seconds: float, checkpoint: str | None) -> dict[str, Any]:
@@ -20,7 +21,7 @@ def record(recipe: Recipe, trainer: Any, seconds: float, checkpoint: str | None)
     cuda = torch.cuda.is_available()
     unit = 1 if sys.platform == "darwin" else 1024
     peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    trainable, total = _parameters(trainer.model)
+    count = parameter_count(trainer.model)
     return {
         "since": int(checkpoint.rsplit("-", 1)[1]) if checkpoint else 0,
         "seconds": seconds, "steps": trainer.state.global_step, "epochs": trainer.state.epoch,
@@ -28,11 +29,11 @@ def record(recipe: Recipe, trainer: Any, seconds: float, checkpoint: str | None)
         "processes": trainer.args.world_size, "device": torch.cuda.get_device_name() if cuda else "CPU",
         "peak_memory_bytes": peak,
         "predicted_memory_bytes": _predicted(recipe, trainer) if cuda else None,
-        "trainable_parameters": trainable, "parameters": total,
+        "trainable_parameters": count.trainable, "parameters": count.total,
         "tokens_seen": trainer.tokens_seen * trainer.args.world_size,
         "log": trainer.state.log_history,
         "files": sizes(recipe.trained), "sha256": checksums(recipe.trained),
-        "versions": {name: version(name) for name in LIBRARIES} | {"python": sys.version.split()[0]},
+        "versions": {name: version(name) for name in RECORDED_VERSIONS} | {"python": sys.version.split()[0]},
     }  # fmt: skip
 
 
@@ -45,15 +46,15 @@ def _predicted(recipe: Recipe, trainer: Any) -> int | None:
         return None
 
 
-def _parameters(model: Any) -> tuple[int, int]:
-    """Trainable and all parameters; a 4-bit weight holds two in a byte."""
+def parameter_count(model: Any) -> ParameterCount:
+    """The parameters of a model; a 4-bit weight holds two in a byte."""
     if hasattr(model, "get_nb_trainable_parameters"):
         trainable, total = model.get_nb_trainable_parameters()
-        return int(trainable), int(total)
+        return ParameterCount(int(total), int(trainable))
     counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
-    return sum(n for n, trained in counts if trained), sum(n for n, _ in counts)
+    return ParameterCount(sum(n for n, _ in counts), sum(n for n, trained in counts if trained))
 
 
 def parameters_line(model: Any) -> str:
-    trainable, total = _parameters(model)
-    return f"training {trainable:,} of {total:,} parameters ({trainable / total:.2%})"
+    count = parameter_count(model)
+    return f"training {count.trainable:,} of {count.total:,} parameters ({count.trainable / count.total:.2%})"

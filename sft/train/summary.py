@@ -7,7 +7,7 @@ from typing import Any
 from sft.model.adapter import adapter_size, training_method
 from sft.recipe import Recipe
 
-PROMPTS = {"chat": "through the chat template", "plain": "as plain text"}
+PROMPT_FORMATS = {"chat": "through the chat template", "plain": "as plain text"}
 
 
 def summary(recipe: Recipe, trained: dict[str, Any], scores: dict[str, Any]) -> list[tuple[str, str]]:
@@ -19,7 +19,7 @@ def summary(recipe: Recipe, trained: dict[str, Any], scores: dict[str, Any]) -> 
         ("Method", f"{how}; {trained['trainable_parameters']:,} of {trained['parameters']:,} parameters trained"),
         (
             "Template",
-            f"{short_name(recipe.template)}; prompt {PROMPTS[trained['prompt_format']]}",
+            f"{short_name(recipe.template)}; prompt {PROMPT_FORMATS[trained['prompt_format']]}",
         ),
         (
             "Training data",
