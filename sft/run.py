@@ -63,6 +63,8 @@ def check_owner(opened: Opened, rows: Mapping[str, str] | None = None) -> None:
     if "rows" not in theirs:
         _check_earlier(recipe, theirs)
         return
+    if theirs["base"] and not mine["base"]:
+        raise UserError(f"{recipe.model}: the base of {recipe.folder} is not there; put it back, or name it: model=...")
     if different := [*_settings(theirs, mine)]:
         raise _other_run(recipe, different, "give the same settings again")
     if theirs["base"] != mine["base"]:

@@ -16,6 +16,7 @@ from sft.cli import main
 from sft.merge import merge
 from sft.recipe import Recipe, load
 from sft.rows.watch import Watch, unchanged
+from sft.run import check_owner
 from sft.tokens.opened import Opened
 from sft.train.stage import train
 
@@ -204,6 +205,17 @@ def test_generation_needs_no_rows_while_it_asks_as_in_training(project: Callable
     recipe = project("when it is called")
     (recipe.parent / "rows.jsonl").unlink()
     assert main(["generate", str(recipe), "--prompt", "a line", "--max-new-tokens", "2"]) == 0
+
+
+def test_a_base_that_is_gone_is_named_and_found_again_in_another_place(
+    project: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = project("at load")
+    moved = (recipe.parent / "model").rename(recipe.parent / "elsewhere")
+    opened = Opened(load(recipe, [f"tokenizer={moved}"]))
+    with pytest.raises(UserError, match=r"model: the base of .*run is not there; put it back, or name it: model="):
+        check_owner(opened)
+    assert main(["generate", str(recipe), f"model={moved}", "--prompt", "a", "--max-new-tokens", "2"]) == 0
 
 
 def test_a_merged_folder_takes_along_what_its_template_reads(project: Callable[..., Path], tmp_path: Path) -> None:
