@@ -4,36 +4,18 @@ import contextlib
 import io
 import json
 import re
-import shlex
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from guides import Followed, follow, said
 
 from sft.cli import main
 from sft.memory import model_facts
 
 HERE = Path(__file__).parents[1]
 GUIDE = HERE / "docs" / "how_to_add.md"
-
-
-def said(*arguments: str) -> tuple[int, str]:
-    """Exit status of a command, and all that it says."""
-    with io.StringIO() as text, contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
-        return main(arguments), text.getvalue()
-
-
-@dataclass
-class Followed:
-    """What following the guide left behind."""
-
-    folder: Path
-    said: dict[str, str] = field(default_factory=dict)
-    """Command -> what it said."""
-    written: list[str] = field(default_factory=list)
-    """Names of files, in the order in which the guide has them written."""
 
 
 @pytest.fixture(scope="module")
@@ -46,21 +28,7 @@ def guide(tmp_path_factory: pytest.TempPathFactory, gpt2_like: Path, tiny_model:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(done.folder)
         patch.setattr(model_facts, "FOLDER", done.folder / "facts")
-        text = GUIDE.read_text("utf-8")
-        for before, language, block in re.findall(r"([^\n]*)\n\n```(\w+)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
-            if language != "sh":
-                name = re.search(r"`([^`]+)`:$", before)
-                assert name, f"what file is this? {before}"
-                Path(name[1]).parent.mkdir(exist_ok=True)
-                Path(name[1]).write_text(block, "utf-8")
-                done.written.append(name[1])
-                continue
-            for command in block.splitlines():
-                program, *arguments = shlex.split(command)
-                assert program == "sft"
-                status, done.said[command] = said(*arguments)
-                assert status == 0, f"{command}\n{done.said[command]}"
-    return done
+        return follow(GUIDE, done)
 
 
 @pytest.fixture

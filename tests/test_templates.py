@@ -1,11 +1,8 @@
 """Every template trains on rows of its kind, refuses broken ones by name, and docs/templates.md works word for word."""
 
-import contextlib
 import importlib
-import io
 import json
 import re
-import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
@@ -13,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from guides import Followed, follow, said
 
 from data_templates import Row, Template
-from sft.cli import main
 from sft.recipe import load
 from sft.recipe.schema import Data, Recipe
 from sft.rows.read import read
@@ -29,12 +26,6 @@ RECIPES = sorted((HERE / "recipes").glob("*.yaml"))
 DATA = HERE / "recipes" / "data"
 
 
-def said(*arguments: str) -> tuple[int, str]:
-    """Exit status of a command, and all that it says."""
-    with io.StringIO() as text, contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
-        return main(arguments), text.getvalue()
-
-
 def count(table: str, name: str) -> list[int]:
     """The numbers of one line of the table of `sft check`: train, test."""
     line = next(line for line in table.splitlines() if line.startswith(name))
@@ -44,37 +35,17 @@ def count(table: str, name: str) -> list[int]:
 # docs/templates.md, step by step
 
 
-@dataclass
-class Guide:
-    """What following the guide left behind."""
-
-    folder: Path
-    said: dict[str, str] = field(default_factory=dict)
-    """Command -> what it said."""
-
-
 @pytest.fixture(scope="module")
-def guide(tmp_path_factory: pytest.TempPathFactory, gpt2_like: Path, tiny_model: Callable[..., Path]) -> Guide:
+def guide(tmp_path_factory: pytest.TempPathFactory, gpt2_like: Path, tiny_model: Callable[..., Path]) -> Followed:
     """docs/templates.md followed to the letter in an empty folder, but for `my_model`, which is a tiny one here."""
-    done = Guide(tmp_path_factory.mktemp("guide"))
+    done = Followed(tmp_path_factory.mktemp("guide"))
     tiny_model(done.folder / "my_model", gpt2_like)
-    text = (HERE / "docs" / "templates.md").read_text("utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(done.folder)
-        for before, block in re.findall(r"([^\n]*)\n\n```\w+\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
-            if name := re.search(r"`([^`]+)`:$", before):
-                Path(name[1]).parent.mkdir(exist_ok=True)
-                Path(name[1]).write_text(block, "utf-8")
-                continue
-            for command in block.splitlines():
-                program, *arguments = shlex.split(command)
-                assert program == "sft"
-                status, done.said[command] = said(*arguments)
-                assert status == 0, f"{command}\n{done.said[command]}"
-    return done
+        return follow(HERE / "docs" / "templates.md", done)
 
 
-def test_the_guide_names_every_file_and_runs_every_step(guide: Guide) -> None:
+def test_the_guide_names_every_file_and_runs_every_step(guide: Followed) -> None:
     assert len(guide.said) == 7
     files = ["quiz.jsonl", "quiz.py", "quiz.yaml", "topics.jsonl", "topics.py", "topics.yaml"]
     assert all((guide.folder / name).is_file() for name in [*files, "same_reply/same_reply.py"])
@@ -82,7 +53,7 @@ def test_the_guide_names_every_file_and_runs_every_step(guide: Guide) -> None:
     assert (guide.folder / "runs" / "topics" / "report.html").is_file()
 
 
-def test_the_guides_first_template_learns_the_reply_and_its_end_alone(guide: Guide) -> None:
+def test_the_guides_first_template_learns_the_reply_and_its_end_alone(guide: Followed) -> None:
     shown = guide.said["sft check quiz.yaml model=my_model --show 1"]
     assert count(shown, "rows kept") == [4, 1]
     learned = shown.replace("│", "").rsplit("⟦")[-1]
@@ -90,7 +61,7 @@ def test_the_guides_first_template_learns_the_reply_and_its_end_alone(guide: Gui
 
 
 def test_the_guides_records_become_samples_with_weights_and_stay_together_by_topic(
-    guide: Guide, monkeypatch: pytest.MonkeyPatch
+    guide: Followed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(guide.folder)
     shown = guide.said["sft check topics.yaml model=my_model --show 1"]
@@ -107,7 +78,7 @@ def test_the_guides_records_become_samples_with_weights_and_stay_together_by_top
         assert test
 
 
-def test_the_guides_weights_reach_the_tokens(guide: Guide, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_guides_weights_reach_the_tokens(guide: Followed, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(guide.folder)
     recipe = load("topics.yaml", ["model=my_model"])
     tokenizer = Opened(recipe).tokenizer
@@ -121,7 +92,7 @@ def test_the_guides_weights_reach_the_tokens(guide: Guide, monkeypatch: pytest.M
         assert text.endswith(".\n")
 
 
-def test_the_guides_metric_is_scored_and_reported(guide: Guide) -> None:
+def test_the_guides_metric_is_scored_and_reported(guide: Followed) -> None:
     scores = json.loads((guide.folder / "runs" / "topics" / "eval" / "scores.json").read_text("utf-8"))
     assert {"base", "tuned", "difference"} <= scores["metrics"]["same_reply"].keys()
     assert "same reply" in guide.said["sft report topics.yaml model=my_model"]
