@@ -45,17 +45,22 @@ def evaluate_run(recipe: Recipe) -> Path:
             _write(rows, _baseline(rows), part / "base")
             _write(rows, _network(recipe, rows, opened.tokenizer), part / "tuned")
             seal(part, made_of)
-    return score_run(recipe, opened)
+    return _scored(opened, rows)
 
 
-def score_run(recipe: Recipe, opened: Opened | None = None) -> Path:
+def score_run(recipe: Recipe) -> Path:
     """Score the predicted classes, without a model, and return the folder."""
-    opened = opened or Opened(recipe)
+    opened = Opened(recipe)
     rows = labelled(opened)
     check_owner(opened, rows.digests)
-    folder = predictions_of(recipe)
+    return _scored(opened, rows)
+
+
+def _scored(opened: Opened, rows: Labelled) -> Path:
+    """The same for a run that is known to be this recipe's."""
+    folder = predictions_of(opened.recipe)
     sides = {side: np.load(folder / side / LOGARITHMS) for side in ("base", "tuned")}
-    return scored(opened, folder, lambda: score(rows, sides, recipe.eval.seed))
+    return scored(opened, folder, lambda: score(rows, sides, opened.recipe.eval.seed))
 
 
 def score(rows: Labelled, sides: dict[str, NDArray[np.float64]], seed: int) -> dict[str, Any]:

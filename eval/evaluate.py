@@ -33,18 +33,22 @@ def evaluate_run(recipe: Recipe) -> Path:
         with whole_folder(folder) as part:
             _predict(opened, part)
             seal(part, made_of)
-    return score_run(recipe, opened)
+    return _scored(opened)
 
 
-def score_run(recipe: Recipe, opened: Opened | None = None) -> Path:
+def score_run(recipe: Recipe) -> Path:
     """Score what base and tuned model wrote, without a model, and return the folder.
 
     Raises UserError where there are no predictions, and where a metric cannot be opened, fails or gives no numbers.
     """
-    if opened is None:
-        opened = Opened(recipe)
-        check_owner(opened)
-    folder = predictions_of(recipe)
+    opened = Opened(recipe)
+    check_owner(opened)
+    return _scored(opened)
+
+
+def _scored(opened: Opened) -> Path:
+    """The same for a run that is known to be this recipe's."""
+    recipe, folder = opened.recipe, predictions_of(opened.recipe)
     return scored(opened, folder, lambda: score(folder, opened.template, recipe.eval.seed, _others(recipe)))
 
 

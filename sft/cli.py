@@ -21,7 +21,7 @@ from types import FrameType
 from typing import Any
 
 from sft import UserError
-from sft.recipe.decoding import DRAWN, SETTINGS, drawing
+from sft.decoding import DRAWN, SETTINGS, drawing
 
 STAGES = {
     "train": "sft.train.stage:train",
@@ -277,31 +277,31 @@ def _run_stage(options: argparse.Namespace) -> None:
     recipe = _load(options)  # before the heavy import: a typo is reported in a blink
     own = CLASSIFICATION if recipe.task == "classification" else {}
     if options.stage == "train" and os.environ.get("RANK", "0") == "0":
-        _check_metrics(recipe)
+        _opened_with_metrics(recipe)
     module, function = own.get(options.stage, options.target).split(":")
     getattr(importlib.import_module(module), function)(recipe)
 
 
-def _check_metrics(recipe: Any) -> None:
-    """Open the metrics of the template now: a wrong name is reported before hours of training, not after them."""
+def _opened_with_metrics(recipe: Any) -> Any:
+    """The recipe opened, and the metrics of its template: a wrong name is reported now, not after hours of training."""
     from eval.open_metric import check_metrics
     from sft.tokens.opened import Opened
 
-    check_metrics(Opened(recipe).template)
+    opened = Opened(recipe)
+    check_metrics(opened.template)
+    return opened
 
 
 def _check(options: argparse.Namespace) -> None:
-    recipe = _load(options)
-    _check_metrics(recipe)
-    if recipe.task == "classification":
+    opened = _opened_with_metrics(_load(options))
+    if opened.recipe.task == "classification":
         from sft.show import say
-        from sft.tokens.opened import Opened
         from sft.train.classification import labelled
 
-        say(labelled(Opened(recipe)).line())
+        say(labelled(opened).line())
     from sft.tokens.check import check
 
-    check(recipe, options.show, options.json)
+    check(opened, options.show, options.json)
 
 
 def _fit(options: argparse.Namespace) -> int:

@@ -46,7 +46,7 @@ def claim(opened: Opened, rows: Mapping[str, str]) -> None:
     if opened.codec.prints_date:
         recipe = recipe.model_copy(update={"prompt_date": str(opened.codec.date)})
         say(f"chosen: prompt_date={recipe.prompt_date}: the chat template prints the day, which stays that of training")
-    write_json(folder / "run.json", _own(recipe) | {"rows": dict(rows), "made_of": opened.made_of})
+    write_json(folder / "run.json", _own(recipe) | {"rows": dict(rows), "made_of": opened.tokens.made_of})
     write_text(folder / "recipe.yaml", dump(recipe))
 
 
@@ -65,7 +65,7 @@ def check_owner(opened: Opened, rows: Mapping[str, str] | None = None) -> None:
         return
     if theirs["base"] and not mine["base"]:
         raise UserError(f"{recipe.model}: the base of {recipe.folder} is not there; put it back, or name it: model=...")
-    if different := [*_settings(theirs, mine)]:
+    if different := [*_settings(theirs["recipe"], mine["recipe"])]:
         raise _other_run(recipe, different, "give the same settings again")
     if theirs["base"] != mine["base"]:
         raise _other_run(recipe, [f"on another base: the files of {recipe.model} are others"], "put the base back")
@@ -98,13 +98,13 @@ def _own(recipe: Recipe) -> dict[str, Any]:
 
 def _asked_alike(before: Mapping[str, Any], opened: Opened) -> bool:
     """Whether the model is asked in the way in which it was trained, as far as can be known without reading rows."""
-    asked = json.loads(json.dumps(opened.asked_by))
+    asked = opened.asked_by
     return all(before[part] == asked[part] for part in asked) and unchanged(before["called"], opened.loaded.home)
 
 
 def _settings(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> Iterator[str]:
     """Each setting in which two runs differ, old and new."""
-    old, new = _flat(theirs["recipe"]), _flat(mine["recipe"])
+    old, new = _flat(theirs), _flat(mine)
     for key in old | new:
         if old.get(key) != new.get(key):
             yield f"`{key}` was {shown(old.get(key))}, now {shown(new.get(key))}"
@@ -112,8 +112,8 @@ def _settings(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> Iterator[st
 
 def _causes(before: Mapping[str, Any], opened: Opened) -> Iterator[str]:
     """What has changed of all that the rows follow from: settings, then files, each old and new."""
-    now = json.loads(json.dumps(opened.made_of))
-    yield from _settings({"recipe": before["settings"]}, {"recipe": now["settings"]})
+    now = opened.tokens.made_of
+    yield from _settings(before["settings"], now["settings"])
     for side in ("train", "test"):
         old, new = before["data"].get(side, {}), now["data"].get(side, {})
         yield from (
@@ -172,7 +172,7 @@ def _texts(opened: Opened) -> dict[str, str]:
 def _check_earlier(recipe: Recipe, theirs: Mapping[str, Any]) -> None:
     """The same for a run from before rows were kept by their hash, whose settings all count."""
     settings = recipe.model_dump(mode="json", exclude={"output", "eval", "generation", "check", "prompt_date"})
-    if different := [*_settings(theirs, {"recipe": json.loads(json.dumps(settings))})]:
+    if different := [*_settings(theirs["recipe"], json.loads(json.dumps(settings)))]:
         raise _other_run(recipe, different, "give the same settings again")
     base = _base_folder(recipe)
     if theirs["base"] != (_ends(base) if base else recipe.model if isinstance(recipe.model, str) else "from scratch"):

@@ -666,7 +666,7 @@ PROMISES = (
     ),
     promise(
         "a number that makes no sense at 0 is refused",
-        "sft/recipe/decoding.py",
+        "sft/decoding.py",
         "ABOVE_0 = Bounds(0, low_itself=False)",
         "ABOVE_0 = Bounds(0)",
         "test_recipe.py::test_wrong_type_says_what_the_key_takes",

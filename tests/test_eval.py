@@ -716,7 +716,7 @@ def test_only_the_first_of_several_processes_opens_metrics_before_training(
     tmp_path: Path, scored: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[str] = []
-    monkeypatch.setattr("sft.cli._check_metrics", lambda recipe: opened.append(recipe.template))
+    monkeypatch.setattr("sft.cli._opened_with_metrics", lambda recipe: opened.append(recipe.template))
     monkeypatch.setitem(STAGES, "train", "builtins:id")
     for rank, count in (("1", 0), ("0", 1)):
         monkeypatch.setenv("RANK", rank)

@@ -17,9 +17,9 @@ from ruamel.yaml import YAML
 
 from sft import UserError
 from sft.cli import main
+from sft.decoding import SETTINGS
 from sft.recipe import Recipe, dump, load
 from sft.recipe.checks import OWNED
-from sft.recipe.decoding import SETTINGS
 from sft.recipe.fields import LIBRARIES, model_config_fields
 from sft.recipe.json_schema import schema
 from sft.recipe.messages import ELSEWHERE

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from sft.recipe.decoding import ABOVE_0, SETTINGS, Bounds
+from sft.decoding import ABOVE_0, SETTINGS, Bounds
 from sft.recipe.fields import LIBRARIES, Kind, model_config_fields
 from sft.recipe.messages import unknown_key
 from sft.recipe.schema import NewTokenizer, Recipe, VocabularyFile

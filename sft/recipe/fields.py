@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sft.recipe.decoding import SETTINGS
+from sft.decoding import SETTINGS
 
 SCALAR_TYPES = {"str": (str,), "int": (int,), "float": (int, float), "bool": (bool,), "dict": (dict,), "list": (list,),
            "tuple": (list,), "None": (type(None),)}  # fmt: skip

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from data_templates import Message, Prompt, Template, as_text
+from sft.decoding import SETTINGS, drawing
 from sft.model.load import decoding
-from sft.recipe.decoding import SETTINGS, drawing
 from sft.rows.template import read_prompt
 from sft.serve.api import Chat, Completion, RequestRefused
 from sft.tokens.codec import Codec

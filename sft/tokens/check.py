@@ -19,13 +19,12 @@ class Refused(UserError):
     status = 1
 
 
-def check(recipe: Recipe, show: int = 0, as_json: bool = False) -> None:
+def check(opened: Opened, show: int = 0, as_json: bool = False) -> None:
     """Read all rows through template and tokenizer and print what was found; `show` prints so many rows token by token.
 
     Raises Refused, for exit status 1, where a threshold of `check:` is broken.
     """
-    opened = Opened(recipe)
-    tokens, codec = opened.tokens, opened.codec
+    recipe, tokens, codec = opened.recipe, opened.tokens, opened.codec
     broken = problems(recipe, tokens)
     rows = [tokens.train[i] for i in range(min(show, len(tokens.train)))]
     if as_json:

@@ -13,7 +13,7 @@ from sft.rows.template import Loaded, has_prompt, load_template
 from sft.rows.watch import Files
 from sft.tokens.codec import Codec
 from sft.tokens.prepare import Tokens, prepare
-from sft.tokens.provenance import asked_by, made_of
+from sft.tokens.provenance import asked_by
 from sft.tokens.tokenizer import load_tokenizer
 from sft.tokens.vocabulary import given_vocabulary
 
@@ -50,9 +50,7 @@ class Opened:
     @cached_property
     def date(self) -> date:
         """The day that a chat template prints: that of the recipe, of the run in its folder, or today."""
-        day, run = self.recipe.prompt_date, self.recipe.folder / "run.json"
-        if day is None and run.is_file():
-            day = (read_json(run).get("made_of") or {}).get("prompt_date")
+        day = self.recipe.prompt_date or self._claimed.get("prompt_date")
         try:
             return date.fromisoformat(day) if day else date.today()
         except ValueError:
@@ -72,17 +70,15 @@ class Opened:
     @property
     def called(self) -> Files:
         """What the template reads while it is called, as far as the run's folder or the rows that were read say so."""
-        run = self.recipe.folder / "run.json"
-        kept = (read_json(run).get("made_of") or {}).get("called") if run.is_file() else None
-        return {**(kept or {}), **self.loaded.when_called()}
+        return {**self._claimed.get("called", {}), **self.loaded.when_called()}
 
     @cached_property
     def asked_by(self) -> dict[str, Any]:
         """What decides how the model is asked, for which no row is read."""
         return asked_by(self.recipe, self.loaded, self.tokenizer, self.codec)
 
-    @cached_property
-    def made_of(self) -> dict[str, Any]:
-        """What the tokens follow from."""
-        called = {"called": dict(self.tokens.files)}
-        return made_of(self.recipe, self.loaded, self.tokenizer, self.codec) | called
+    @property
+    def _claimed(self) -> dict[str, Any]:
+        """What the tokens of the run in the recipe's folder followed from, where there is one that kept it."""
+        run = self.recipe.folder / "run.json"
+        return read_json(run).get("made_of", {}) if run.is_file() else {}

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +25,7 @@ from sft.recipe import Recipe
 from sft.rows.split import REPEATED, Sample, Split, hashed
 from sft.rows.template import Loaded
 from sft.rows.unusable import refuse_unusable
-from sft.rows.watch import Files, unchanged
+from sft.rows.watch import unchanged
 from sft.tokens.codec import Codec
 from sft.tokens.counts import FACTS, Counts, Tally, looks
 from sft.tokens.provenance import digest, first_records, made_of
@@ -65,8 +65,9 @@ class Tokens:
     counts: dict[str, Counts]
     digests: Mapping[str, str]
     """Side -> SHA-256 of its arrays: what a run was trained on, whatever files they were made from."""
-    files: Files
-    """What the template read while it was called."""
+    made_of: Mapping[str, Any]
+    """What they follow from, as JSON has it: settings, data, tokenizer, template, and under `called` the files that the
+    template read while it was called."""
 
 
 def prepare(recipe: Recipe, loaded: Loaded, tokenizer: "PreTrainedTokenizerFast", codec: Codec) -> Tokens:
@@ -76,7 +77,8 @@ def prepare(recipe: Recipe, loaded: Loaded, tokenizer: "PreTrainedTokenizerFast"
     """
     from datasets import Dataset
 
-    folder = recipe.folder.parent / ".tokens" / f"{digest(made_of(recipe, loaded, tokenizer, codec))}-{_code()}"
+    parts = made_of(recipe, loaded, tokenizer, codec)
+    folder = recipe.folder.parent / ".tokens" / f"{digest(parts)}-{_code()}"
     if not _as_made(folder, recipe, loaded):
         refuse_unusable(recipe, loaded.template)
         with whole_folder(folder) as part:
@@ -86,7 +88,7 @@ def prepare(recipe: Recipe, loaded: Loaded, tokenizer: "PreTrainedTokenizerFast"
     train, test = (Dataset.from_file(str(folder / f"{side}.arrow")) for side in ("train", "test"))
     if not any(c.weighted for c in counts.values()):
         train, test = train.remove_columns("weights"), test.remove_columns("weights")
-    return Tokens(train, test, counts, made["digests"], made["files"])
+    return Tokens(train, test, counts, made["digests"], parts | {"called": made["files"]})
 
 
 def _as_made(folder: Path, recipe: Recipe, loaded: Loaded) -> bool:

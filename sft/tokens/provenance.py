@@ -32,7 +32,7 @@ def asked_by(recipe: Recipe, loaded: Loaded, tokenizer: "PreTrainedTokenizerFast
     rows = recipe.data.model_dump(exclude={"train", "test"}, mode="json")
     settings = {"data": rows, "template_options": recipe.template_options, "prompt_format": recipe.prompt_format}
     spec = [tokenizer.backend_tokenizer.to_str(), str(tokenizer.special_tokens_map)]
-    return {
+    asked = {
         "settings": settings | {"trainer": {"max_length": recipe.max_length}},
         "template": loaded.at_load,
         "tokenizer": digest(spec),
@@ -40,6 +40,7 @@ def asked_by(recipe: Recipe, loaded: Loaded, tokenizer: "PreTrainedTokenizerFast
         "prompt_date": str(codec.date) if codec.prints_date else None,
         "example": _as_read(loaded.template, loaded.template.example, "the template's example"),
     }
+    return _in_json(asked)
 
 
 def first_records(recipe: Recipe, template: Template) -> list[Any]:
@@ -64,7 +65,12 @@ def _as_read(template: Template, record: Row, where: str) -> list[Any]:
         found = [read_sample(template, row, where) for row in samples(template, record, where)] if record else []
     except UserError as error:
         return [str(error)]  # what is wrong with a row is said where the rows are read
-    return json.loads(json.dumps([[as_text(prompt), *map(astuple, segments)] for prompt, segments in found]))
+    return _in_json([[as_text(prompt), *map(astuple, segments)] for prompt, segments in found])
+
+
+def _in_json(value: Any) -> Any:
+    """A value as it comes back from JSON, with which it is compared."""
+    return json.loads(json.dumps(value))
 
 
 def digest(value: Any) -> str:

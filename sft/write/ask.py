@@ -14,11 +14,11 @@ import torch
 
 from data_templates import Row, Template
 from sft import UserError
+from sft.decoding import of_whole_texts
 from sft.model.adapter import as_base
 from sft.model.artifact import load_artifact, open_artifact
 from sft.model.load import decoding, load_base, load_trained
 from sft.recipe import Recipe
-from sft.recipe.decoding import of_whole_texts
 from sft.rows.read import encodable
 from sft.rows.template import has_prompt, read_prompt, samples
 from sft.run import check_owner

@@ -8,8 +8,8 @@ import torch
 from transformers import DynamicCache, GenerationConfig
 
 from sft import UserError
+from sft.decoding import of_whole_texts
 from sft.model.loss import batches_by_length
-from sft.recipe.decoding import of_whole_texts
 from sft.tokens.codec import Codec
 
 PIECE_TOKENS = 16

@@ -24,8 +24,8 @@ from transformers import (
 )
 
 from sft import UserError
+from sft.decoding import of_whole_texts
 from sft.model.adapter import inner_model
-from sft.recipe.decoding import of_whole_texts
 from sft.tokens.codec import Codec
 from sft.write.generate import read
 
