@@ -155,3 +155,11 @@ def test_a_target_that_was_written_is_kept(in_copy: Path) -> None:
     status, text = said("export", "summary.yaml", "--to", "float16.py")
     assert status == 0
     assert "export/float16: up to date" in text
+
+
+def test_a_target_that_was_edited_writes_again(in_copy: Path) -> None:
+    target = in_copy / "float16.py"
+    target.write_text(target.read_text("utf-8") + "\n# another line\n", "utf-8")
+    status, text = said("export", "summary.yaml", "--to", "float16.py")
+    assert status == 0
+    assert "export/float16: written" in text

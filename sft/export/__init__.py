@@ -18,6 +18,7 @@ from sft.model import parity
 from sft.model.artifact import load_artifact, open_artifact
 from sft.recipe import Recipe
 from sft.rows.read import load_python
+from sft.rows.watch import Files, Watch
 from sft.run import check_files, check_language_model, check_owner
 from sft.show import say
 from sft.tokens.opened import Opened
@@ -51,6 +52,8 @@ class Target:
     """`check(options)`: raises UserError for options that cannot be, before anything is written."""
     finish: Callable[[Path, Options], None]
     """`finish(folder, options)`: what is done with the folder each time, such as sending it."""
+    files: Files
+    """What was read to load a target of the user's; after an edit of it the folder is written again."""
 
 
 @dataclass(frozen=True)
@@ -147,10 +150,12 @@ def _targets(names: Sequence[str], options: Options) -> list[Target]:
 
 def _target(name: str) -> Target:
     """The target of this name, from the file that it is."""
+    watch = Watch()
     if name.endswith(".py"):
         if not Path(name).is_file():
             raise UserError(f"--to {name}: no such file, from {Path.cwd()}")
-        module = load_python(Path(name))
+        with watch.on():
+            module = load_python(Path(name))
     elif name in target_names():
         module = importlib.import_module(f"sft.export.{name}")
     else:
@@ -163,13 +168,17 @@ def _target(name: str) -> Target:
     return Target(
         Path(name).stem, module.write, module.NEEDS, has.get("OPTIONS", {}), has.get("MERGED", True),
         has.get("READS", ()), has.get("check", lambda options: None), has.get("finish", lambda folder, options: None),
+        watch.files(Path(name).parent),
     )  # fmt: skip
 
 
 def travel(source: Source, folder: Path, *names: str) -> None:
     """Copy what a model is prompted by, tokenizer, chat template, recipe and decoding: all but weights and their
-    records; or the files of these names alone."""
+    records; or the files of these names alone, with `template.py` what the template reads."""
     ours = {"parity.json", "files.json"}
+    if "template.py" in names:
+        read = {**source.opened.loaded.at_load, **source.opened.called}
+        names += tuple(Path(name).parts[0] for name in read if not Path(name).is_absolute())
     for file in sorted(source.merged.iterdir()):
         if file.name not in (names or {file.name} - ours) or ".safetensors" in file.name:
             continue
@@ -190,4 +199,4 @@ def _made_of(source: Source, target: Target) -> dict[str, Any]:
     files = [run / "train.json", run / "merged" / "files.json", *(run / name for name in target.reads)]
     made_of: dict[str, Any] = {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files if f.is_file()}
     made_of["options"] = {name: value for name, value in source.options.items() if name in target.options}
-    return made_of | {"generation": source.recipe.generation}
+    return made_of | {"generation": source.recipe.generation, "files": target.files}
