@@ -41,7 +41,8 @@ if [ "${1:-}" = test ]; then
     $check
   done
   echo "== pytest" >&2
-  stage env HF_HUB_OFFLINE=1 pytest "$@"
+  # as many processes as cores, of one thread each: the models of the tests are too small for more
+  stage env HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 pytest -n auto --maxprocesses 8 --dist loadfile "$@"
   exit
 fi
 

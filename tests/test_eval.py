@@ -665,6 +665,7 @@ def test_other_settings_of_scoring_are_scored_again_and_a_seed_redraws_the_inter
     assert loss[0]["low"] != loss[1]["low"]
 
 
+@pytest.mark.slow
 def test_an_edit_of_a_metric_is_scored_again_in_a_new_process(
     tmp_path: Path, own: Callable[..., tuple[Recipe, Path]]
 ) -> None:

@@ -79,6 +79,7 @@ def report(recipe: Recipe, target: str) -> Any:
     return read_json(recipe.folder / "export" / target / "parity.json")
 
 
+@pytest.mark.slow
 def test_onnx_gives_the_logits_and_the_greedy_text_of_the_merged_model(llama: Recipe) -> None:
     assert export(llama, ["onnx"]) == []
     found = report(llama, "onnx")

@@ -56,11 +56,14 @@ def step(kind: str, **changes: Any) -> Step:
     return Step(config, **(settings | changes))
 
 
-@pytest.mark.parametrize("kind", SHAPES)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[] if kind in ("gpt2", "llama") else pytest.mark.slow) for kind in SHAPES]
+)
 def test_two_depths_extended_are_the_whole_trace(kind: str) -> None:
     assert trace(step(kind)) == trace(step(kind), whole=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [

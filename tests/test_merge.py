@@ -364,6 +364,7 @@ def second(runs: Path) -> Path:
     return recipe.folder
 
 
+@pytest.mark.slow
 def test_several_adapters_are_summed_by_their_weights(
     runs: Path, second: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
