@@ -78,5 +78,8 @@ def _parity(recipe: Recipe) -> dict[str, Any] | None:
     file = recipe.folder / "merged" / "parity.json"
     if not file.is_file():
         return None
-    found = read_json(file)
-    return found | {"lines": as_lines(found, found["tolerance"])}
+    found: dict[str, Any] = read_json(file)
+    if "table" not in found:  # of an earlier version
+        positions = f"{found['positions']:,} positions of {found['rows']} held-out rows"
+        found["table"] = [positions, "merged against trained", "tolerated"], as_lines(found, found["tolerance"])
+    return found

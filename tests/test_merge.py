@@ -89,10 +89,11 @@ def test_every_architecture_is_the_trained_model_after_merging_saving_and_loadin
     parity = parity_of(folder)
     assert parity["problems"] == []
     assert not (folder / UNEQUAL).exists()
-    assert parity["positions"] > 1000
-    if quantization == "none":
-        assert parity["largest_logit_difference"] < 1e-4
-    elif quantization == "4bit":
+    assert parity["folder"]["rounding"]["positions"] > 1000
+    assert parity["folder"]["layers"] >= 4, "a sum was tried in every layer that has an adapter"
+    assert parity["folder"]["sum_error"] < 1e-5
+    assert parity["folder"]["rounding"]["largest_logit_difference"] < 1e-4
+    if quantization == "4bit":
         assert in_exact_arithmetic(recipe, folder) < 1e-3  # what is left above are the bfloat16 sums of 4-bit layers
 
 
@@ -135,7 +136,7 @@ def test_the_folder_opens_without_peft_and_is_prompted_as_it_was_trained(runs: P
     assert prompt == Codec(AutoTokenizer.from_pretrained(folder), "plain").prompts(["Once upon a time"])
     assert written[0][: len(prompt[0])] == prompt[0]
     assert len(written[0]) > len(prompt[0])
-    assert dtype == "torch.float32", "as its base"
+    assert dtype == "torch.float16", "half of its base's, and the whole gain"
 
 
 def test_what_is_there_is_kept_where_it_fits_and_replaced_whole_where_it_does_not(
@@ -166,8 +167,8 @@ def test_the_original_route_is_not_the_trained_model_and_says_so(
 ) -> None:
     arguments = ["merge", str(runs / "adapter.yaml"), "--output", str(tmp_path / "m"), "--route", "original"]
     assert main(arguments) == 1
-    assert "is not the trained model: difference of logits over their spread" in capsys.readouterr().err
-    assert "where 0.025 is tolerated" in (tmp_path / "m" / UNEQUAL).read_text()
+    assert "is not the trained model: its weights are" in capsys.readouterr().err
+    assert "of the logits' spread from the trained model, where" in (tmp_path / "m" / UNEQUAL).read_text()
     assert main(arguments) == 1, "nor is it on a second look"
     assert main(["merge", str(runs / "adapter.yaml"), "--output", str(tmp_path / "m")]) == 0
     assert not (tmp_path / "m" / UNEQUAL).exists()
@@ -190,8 +191,8 @@ def test_the_report_shows_how_far_the_merged_model_is(copied: Callable[[str], Re
     assert "The merged model" not in report(recipe).read_text("utf-8")
     merge(recipe)
     page = report(recipe).read_text("utf-8")
-    assert "difference of logits over their spread" in page
-    assert "loaded afresh.</p>" in page
+    assert "gain kept (95 % interval)" in page
+    assert "100.0% (" in page
     assert "is not the trained model" not in page
 
 
@@ -218,14 +219,15 @@ def test_every_kind_of_adapter_merges(runs: Path, tmp_path: Path, lora: dict[str
 
 
 def test_the_sum_of_base_and_adapter_is_rounded_once(copied: Callable[[str], Recipe]) -> None:
-    """In bfloat16 the product of the adapter's halves, rounded before it is added, is another sum."""
+    """The base is stored in float32: rounded before it is added to, or the product of the adapter's halves in bfloat16,
+    it would be another sum."""
     recipe = copied("lora")
     layer = "model.layers.1.mlp.up_proj"
     halves = load_file(recipe.trained / "adapter_model.safetensors")
     a, b = (halves[f"base_model.model.{layer}.lora_{half}.weight"] for half in "AB")
     config = json.loads((recipe.trained / "adapter_config.json").read_text())
-    base = load_file(load(recipe.model).trained / "model.safetensors")[f"{layer}.weight"].bfloat16()
-    exact = (base.float() + config["lora_alpha"] / config["r"] * b @ a).bfloat16()
+    base = load_file(load(recipe.model).trained / "model.safetensors")[f"{layer}.weight"]
+    exact = (base + config["lora_alpha"] / config["r"] * b @ a).bfloat16()
     folder = merge(recipe, MergeOptions(dtype="bfloat16"))
     assert torch.equal(load_file(folder / "model.safetensors")[f"{layer}.weight"], exact)
 
@@ -252,7 +254,7 @@ def test_an_adapter_that_cannot_be_part_of_the_weights_is_refused(
 
 def test_a_model_that_was_trained_whole_is_copied(runs: Path) -> None:
     parity = parity_of(merge(load(runs / "base.yaml")))
-    assert parity["largest_logit_difference"] == 0
+    assert parity["folder"]["rounding"]["largest_logit_difference"] == 0
     assert parity["route"] is None
 
 
@@ -444,11 +446,11 @@ def test_a_real_pretrained_model_goes_the_whole_way(tmp_path: Path, real_data: P
     folder = merge(recipe)
     parity = parity_of(folder)
     assert parity["problems"] == []
-    assert parity["mean_kl"] < (1e-10 if quantization == "none" else 1e-3)
+    assert parity["folder"]["rounding"]["mean_kl"] < 1e-5
     if quantization == "4bit":
         original = parity_of(merge(recipe, MergeOptions("original"), tmp_path / "original"))
-        assert "difference of logits over their spread" in original["problems"][0]
-        assert original["mean_kl"] > 100 * parity["mean_kl"]
+        assert "its weights are" in original["problems"][0]
+        assert original["folder"]["rounding"]["mean_kl"] > 100 * parity["folder"]["rounding"]["mean_kl"]
     found = open_artifact(folder.rename(tmp_path / "elsewhere"))
     codec = found.codec
     turns = [{"role": "user", "content": "Once upon a time, there was a fox."}]

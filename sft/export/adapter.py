@@ -78,7 +78,7 @@ def card(recipe: Recipe, compared: dict[str, Any]) -> str:
         "\n".join(["| | |", "|---|---|", *(f"| {name} | {_cell(text)} |" for name, text in lines)]) + "\n",
         f"## Scores\n\n{scores['sentence']}\n\n{_markdown(*scores['table'])}\n" if scores else "Not scored.\n",
         f"## Comparison\n\nLoaded with PEFT from this folder, against the run: {_apart(compared)}.",
-        f"Merged into one model, against the run: {_apart(read_json(merged))}.\n" if merged.is_file() else "",
+        f"Merged into one model: {_merged(read_json(merged))}.\n" if merged.is_file() else "",
         f"## Use\n\n{_how_to(recipe)}",
     ]
     return "\n".join(part for part in parts if part)
@@ -129,6 +129,10 @@ def _apart(compared: dict[str, Any]) -> str:
         f"{compared['positions']:,} positions of {compared['rows']} held-out rows, largest difference of a logit "
         f"{compared['largest_logit_difference']:.2g}, another first choice at {compared['disagreement']:.2%}"
     )
+
+
+def _merged(found: dict[str, Any]) -> str:
+    return str(found["sentence"]) if "sentence" in found else _apart(found)  # of an earlier version
 
 
 def _markdown(header: list[str], lines: list[list[str]]) -> str:

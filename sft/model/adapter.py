@@ -39,6 +39,18 @@ PROBE_TOKENS, PROBE_TOLERANCE = 8, 1e-3
 their spread. fp32 rounds to a thousandth of that; a shared weight moves them by more than their spread."""
 
 
+class Summed(NamedTuple):
+    """A model with an adapter in its weights."""
+
+    model: "PreTrainedModel"
+    changed: bool
+    """Whether any weight is another one than before, in the dtype that it has."""
+    layers: int
+    """Layers that answered a random input before and after the sum, in float32."""
+    error: float
+    """How far the farthest of these answers moved, as a share of its largest value."""
+
+
 @dataclass(frozen=True)
 class Mix:
     """How several adapters become one."""
@@ -178,34 +190,61 @@ def without_copies(recipe: Recipe, model: Any, args: "TrainingArguments") -> Abs
     return disable_input_dtype_casting(model, active=exact)
 
 
-def sum_into_weights(plain: "PreTrainedModel", adapter: Path, name: str) -> "PreTrainedModel":
-    """The model with the adapter of a folder in its weights, summed in float32, a layer at a time.
+def sum_into_weights(plain: "PreTrainedModel", adapter: Path, name: str) -> Summed:
+    """Put the adapter of a folder into the weights of a model, summed in float32, a layer at a time.
 
-    Raises UserError for an adapter that does not fit, holds no numbers, or changes nothing; `name` is for them.
+    Raises UserError for an adapter that does not fit or holds no numbers; `name` is for them.
     """
     import torch
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    model, changed = open_adapter(plain, adapter), False
+    model, errors, changed = open_adapter(plain, adapter).eval(), [], False
     for layer in [module for module in model.modules() if isinstance(module, BaseTunerLayer)]:
         base = layer.get_base_layer()
+        _own_weight(base, plain)
         kept = [parameter.data for parameter in base.parameters()]
         base.float()
-        try:
-            layer.merge(safe_merge=True)
-        except ValueError as error:
-            raise UserError(f"{name}: holds values that are not finite; train with a lower rate") from error
-        except RuntimeError as error:  # a bias for a layer that has none
-            raise UserError(f"{name}: peft cannot merge it: {error}") from error
+        with torch.no_grad():
+            probe = _probe(layer)
+            apart = None if probe is None else layer(probe)
+            try:
+                layer.merge(safe_merge=True)
+            except ValueError as error:
+                raise UserError(f"{name}: holds values that are not finite; train with a lower rate") from error
+            except RuntimeError as error:  # a bias for a layer that has none
+                raise UserError(f"{name}: peft cannot merge it: {error}") from error
+            if apart is not None:
+                errors.append(float((layer(probe) - apart).abs().max() / apart.abs().max()))
         for parameter, data in zip(base.parameters(), kept, strict=True):
             changed |= not torch.equal(data, parameter.data.to(data.dtype))
             parameter.data = data.copy_(parameter.data)  # where it was: new places would hold the model twice
-    if not changed:
-        raise UserError(
-            f"{name}: changes no weight of its base in {plain.dtype}: its own are 0, or too small; "
-            "train longer, or write --dtype float32"
-        )
-    return model.unload().to(plain.dtype)  # layers in `modules_to_save` come in float32
+    whole = model.unload().to(plain.dtype)  # layers in `modules_to_save` come in float32
+    head = whole.get_output_embeddings()
+    if head is not None and head.weight is not whole.get_input_embeddings().weight:
+        whole.config.get_text_config().tie_word_embeddings = False
+    return Summed(whole, changed, len(errors), max(errors, default=0.0))
+
+
+def _own_weight(layer: Any, model: "PreTrainedModel") -> None:
+    """Give an embedding that shares its weight with the head a weight of its own: the adapter is the embedding's."""
+    import torch
+
+    head = model.get_output_embeddings()
+    if head is not layer and head is not None and getattr(layer, "weight", None) is head.weight:
+        layer.weight = torch.nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
+
+
+def _probe(layer: Any) -> "Tensor | None":
+    """Inputs on which a layer is compared before and after its sum; None for one whose input is something else."""
+    import torch
+
+    base = layer.get_base_layer()
+    if isinstance(base, torch.nn.Embedding):
+        return torch.arange(base.num_embeddings, device=base.weight.device)[-PROBE_TOKENS:]
+    if not hasattr(base, "weight") or base.weight.dim() != 2:
+        return None
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(PROBE_TOKENS, layer.in_features, generator=generator).to(base.weight.device)
 
 
 def mix_adapters(plain: "PreTrainedModel", adapters: Sequence[Path], mix: Mix, seed: int, folder: Path) -> Path:

@@ -184,6 +184,13 @@ def _dtype(recipe: Recipe, training: bool = False) -> Any:
     return torch.bfloat16 if frozen else torch.float32
 
 
+def computes_in(recipe: Recipe, stored: str) -> str:
+    """The dtype in which the tuned model is scored, by its torch name: that of its layers, coarsest where they differ.
+    `stored` is that of the base's files."""
+    dtype = "bfloat16" if recipe.quantization != "none" else str(_options(recipe, training=False)["dtype"])
+    return stored if dtype == "auto" else dtype.removeprefix("torch.")
+
+
 def keep_freed_memory() -> None:
     """Let glibc keep buffers that a model on a CPU frees at each layer: to give them back and get new ones, page by
     page, costs up to a quarter of the time. (MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_ of the environment do

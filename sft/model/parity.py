@@ -11,6 +11,12 @@ from numpy.typing import NDArray
 from sft.show import table
 from sft.tokens.prepare import MASKED, Tokens
 
+Rows = Sequence[Mapping[str, list[int]]]
+"""`input_ids` and `labels` of each."""
+
+Found = Mapping[str, Any]
+"""What `differences` returns."""
+
 Logits = Callable[[list[int]], NDArray[np.float32]]
 """Ids -> logits [positions, vocabulary] of the token after each of them."""
 
@@ -56,41 +62,64 @@ def rows_to_compare(
     ]
 
 
-def differences(rows: Sequence[Mapping[str, list[int]]], reference: Logits, candidate: Logits) -> dict[str, Any]:
-    """Compare two models on rows of `input_ids` and `labels`, one row in memory at a time. Ready for JSON.
+def differences(rows: Rows, reference: Logits, candidate: Logits) -> dict[str, Any]:
+    """Compare two models on rows, one row in memory at a time. Ready for JSON.
 
     `relative_difference` is the root mean square of the logits' differences over the standard deviation of the
     reference's logits at a position; `largest_kl` and `mean_kl` are KL(reference || candidate) of the next token, in
     nats; `disagreement` is the share of positions where the two rank another token first; the losses are means over all
-    labels.
+    labels, and `reference_sums` and `candidate_sums` their sums row by row.
     """
-    gaps, squares, divergences, differ, losses = [], [], [], [], []
+    return compared(rows, {"reference": reference, "candidate": candidate}, [("reference", "candidate")])[0]
+
+
+def compared(rows: Rows, models: Mapping[str, Logits], pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+    """The differences of several pairs of these models, each reference first. Each model is asked once for each row."""
+    gaps: list[list[dict[str, Any]]] = [[] for _ in pairs]
     for row in rows:
-        ids, labels = row["input_ids"], np.array(row["labels"][1:])
-        r, c = reference(ids), candidate(ids)
-        if r.shape != c.shape:
-            raise ValueError(f"logits of another shape: {r.shape} and {c.shape}")
-        gap = np.abs(r - c)
-        gaps.append((float(gap.max()), float(gap.mean(dtype=np.float64)), len(ids)))
-        squares.append((np.square(gap, dtype=np.float64).mean(-1).sum(), r.var(-1, dtype=np.float64).sum()))
-        log_r, log_c = _log_softmax(r), _log_softmax(c)
-        divergences.append((np.exp(log_r) * (log_r - log_c)).sum(-1))
-        differ.append(r.argmax(-1) != c.argmax(-1))
-        at = np.flatnonzero(labels != MASKED)
-        losses.append([-log[at, labels[at]] for log in (log_r, log_c)])
-    kl, (loss_r, loss_c) = np.concatenate(divergences), (np.concatenate(side) for side in zip(*losses, strict=True))
+        logits = {name: model(row["input_ids"]) for name, model in models.items()}
+        for found, (reference, candidate) in zip(gaps, pairs, strict=True):
+            found.append(_of_row(np.array(row["labels"][1:]), logits[reference], logits[candidate]))
+    return [_of_rows(found) for found in gaps]
+
+
+def _of_row(labels: NDArray[np.int64], r: NDArray[np.float32], c: NDArray[np.float32]) -> dict[str, Any]:
+    """What the differences of all rows are computed from, of one."""
+    if r.shape != c.shape:
+        raise ValueError(f"logits of another shape: {r.shape} and {c.shape}")
+    gap = np.abs(r - c)
+    log_r, log_c = _log_softmax(r), _log_softmax(c)
+    at = np.flatnonzero(labels != MASKED)
+    return {
+        "largest": gap.max(),
+        "gap": gap.mean(-1, dtype=np.float64),
+        "squares": (np.square(gap, dtype=np.float64).mean(-1).sum(), r.var(-1, dtype=np.float64).sum()),
+        "kl": (np.exp(log_r) * (log_r - log_c)).sum(-1),
+        "differ": r.argmax(-1) != c.argmax(-1),
+        "losses": np.stack([-log[at, labels[at]] for log in (log_r, log_c)]),
+    }
+
+
+def _of_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    def joined(name: str) -> Any:
+        return np.concatenate([row[name] for row in rows], axis=-1)
+
+    kl, (loss_r, loss_c) = joined("kl"), joined("losses")
+    sums = [row["losses"].sum(-1).tolist() for row in rows]
     return {
         "rows": len(rows),
         "positions": len(kl),
-        "largest_logit_difference": max(largest for largest, _, _ in gaps),
-        "mean_logit_difference": sum(mean * n for _, mean, n in gaps) / len(kl),
-        "relative_difference": float(np.sqrt(np.divide(*np.sum(squares, axis=0)))),
+        "largest_logit_difference": float(max(row["largest"] for row in rows)),
+        "mean_logit_difference": float(joined("gap").mean()),
+        "relative_difference": float(np.sqrt(np.divide(*np.sum([row["squares"] for row in rows], axis=0)))),
         "largest_kl": float(kl.max()),
         "mean_kl": float(kl.mean()),
-        "disagreement": float(np.concatenate(differ).mean()),
+        "disagreement": float(joined("differ").mean()),
         "reference_loss": float(loss_r.mean()),
         "candidate_loss": float(loss_c.mean()),
         "loss_difference": float(abs(loss_r.mean() - loss_c.mean())),
+        "reference_sums": [reference for reference, _ in sums],
+        "candidate_sums": [candidate for _, candidate in sums],
     }
 
 
@@ -107,7 +136,7 @@ def of_model(model: Any) -> Logits:
     return logits
 
 
-def recorded(rows: Sequence[Mapping[str, list[int]]], logits: Logits, folder: Path) -> Logits:
+def recorded(rows: Rows, logits: Logits, folder: Path) -> Logits:
     """The same logits of these rows, kept in files, so that the model can make room for the one to compare."""
     folder.mkdir(parents=True)
     files = {tuple(row["input_ids"]): folder / f"{number}.npy" for number, row in enumerate(rows)}
