@@ -283,12 +283,19 @@ def _run_stage(options: argparse.Namespace) -> None:
 
 
 def _opened_with_metrics(recipe: Any) -> Any:
-    """The recipe opened, and the metrics of its template: a wrong name is reported now, not after hours of training."""
+    """The recipe opened; a data file that is not there, a wrong name of a metric, and a model that is not to be had are
+    reported now, not after hours of training."""
     from eval.open_metric import check_metrics
+    from sft.hub import check_published
+    from sft.rows.read import check_sources
     from sft.tokens.opened import Opened
+    from sft.tokens.tokenizer import named_revision
 
     opened = Opened(recipe)
+    check_sources(recipe.data)
     check_metrics(opened.template)
+    if isinstance(recipe.model, str) and recipe.base is None:
+        check_published(recipe.model, named_revision(recipe))
     return opened
 
 

@@ -229,7 +229,9 @@ def test_the_command_says_what_fits_and_what_to_change(capsys: pytest.CaptureFix
 
 
 def test_an_unknown_model_is_named(tmp_path: Path, write_recipe: Callable[..., Path]) -> None:
-    with pytest.raises(UserError, match="hub cannot be reached"):
+    with pytest.raises(
+        UserError, match=r"nobody/nothing-1b: is not in the hub's cache, .*; unset it, or put the model"
+    ):
         fit(load(write_recipe(tmp_path, model="nobody/nothing-1b")))
 
 

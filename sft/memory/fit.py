@@ -15,6 +15,7 @@ from sft.recipe.schema import NewTokenizer, Recipe
 from sft.rows.template import read_sample, samples
 from sft.show import say, table
 from sft.tokens.opened import Opened
+from sft.tokens.tokenizer import named_revision
 
 if TYPE_CHECKING:
     from sft.memory.trace import Memory, Step
@@ -102,7 +103,7 @@ def fit(recipe: Recipe) -> Fit:
     kept = memory.trainable * torch.float32.itemsize
     base = memory.parameters - (memory.trainable if recipe.has_adapter else 0)
     name = recipe.model if isinstance(recipe.model, str) and recipe.base is None else None
-    download = model_facts.download(name, base) if name else model_facts.Download(0, True)
+    download = model_facts.download(name, base, named_revision(recipe)) if name else model_facts.Download(0, True)
     return Fit(
         memory=memory,
         rows=step.rows,
@@ -353,8 +354,7 @@ def _config(recipe: Recipe) -> tuple[str, Any]:
     if recipe.base is not None:
         return _config(recipe.base)
     if isinstance(recipe.model, str):
-        revision = (recipe.trainer.get("model_init_kwargs") or {}).get("revision", "main")
-        config, source = model_facts.config(recipe.model, revision)
+        config, source = model_facts.config(recipe.model, named_revision(recipe))
         return source, config
     vocabulary = recipe.model.get("vocab_size")
     if vocabulary is None and isinstance(recipe.tokenizer, NewTokenizer):
