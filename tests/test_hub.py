@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 import pytest
 from conftest import ROWS
-from hub_server import Hub, Repository
+from hub_server import Hub, Repository, sha
 
 from sft import UserError
+from sft.files import read_json
 from sft.hub import place
 from sft.recipe import load
 
@@ -252,3 +253,69 @@ def test_a_recipe_keeps_the_id_and_the_revision_apart(tmp_path: Path, write_reci
         load(tmp_path / "recipe.yaml", ["trainer.model_init_kwargs.revision=v2"])
     (tmp_path / "a@b").mkdir()
     assert load(tmp_path / "recipe.yaml", [f"model={tmp_path}/a@b"]).model == f"{tmp_path}/a@b"  # a folder is a folder
+
+
+@pytest.fixture(scope="module")
+def pinned(hub: Hub, tmp_path_factory: pytest.TempPathFactory, write_recipe: Any) -> tuple[Path, Path]:
+    """A run on the tag `v1`, exported as an adapter after `main` was fetched as well; and the hub's cache."""
+    folder, cache = tmp_path_factory.mktemp("pinned"), tmp_path_factory.mktemp("cache")
+    write_recipe(folder, model="org/model@v1")
+    commands = [["check", "recipe.yaml"], ["train", "recipe.yaml"], ["export", "runs/run", "--to", "adapter"]]
+    shutil.copyfile(folder / "recipe.yaml", folder / "main.yaml")
+    latest = ["train", "main.yaml", "model=org/model", "output=runs/latest"]
+    for ended in run(folder, hub.environment(cache), latest, *commands):
+        assert ended.status == 0, ended.stderr
+    return folder / "runs" / "run", cache
+
+
+@pytest.mark.slow
+def test_the_commit_of_the_base_is_kept_and_goes_along_with_the_adapter(hub: Hub, pinned: tuple[Path, Path]) -> None:
+    commit = sha(hub.repositories["org/model"].tags["v1"])
+    base = read_json(pinned[0] / "train.json")["base"]
+    assert base == {"model": "org/model", "revision": "v1", "commit": commit}
+    exported = pinned[0] / "export" / "adapter"
+    settings = read_json(exported / "adapter_config.json")
+    assert (settings["base_model_name_or_path"], settings["revision"]) == ("org/model", commit)
+    assert f'from_pretrained("org/model", revision="{commit}")' in (exported / "README.md").read_text("utf-8")
+    assert read_json(exported / "parity.json")["by_card"]["relative_difference"] < 1e-5
+
+
+@pytest.mark.slow
+def test_a_card_whose_code_opens_another_commit_is_found_out(hub: Hub, pinned: tuple[Path, Path]) -> None:
+    code = """
+import sys, sft.export.adapter as target
+right = target.how_to_load
+target.how_to_load = lambda *given: right(*given).replace(", revision=", ", variant=None) # ")
+from sft.cli import main
+sys.exit(main(["export", sys.argv[1], "--to", "adapter"]))
+"""
+    folder, cache = pinned
+    shutil.rmtree(folder / "export")
+    wrong = subprocess.run([sys.executable, "-c", code, str(folder)], env=hub.environment(cache, HF_HUB_OFFLINE="1"),
+                           capture_output=True, text=True)  # fmt: skip
+    assert wrong.returncode == 1, wrong.stderr
+    assert "README.md's code: difference of logits over their spread is" in wrong.stderr
+
+
+@pytest.mark.slow
+def test_a_run_keeps_to_its_commit_after_main_has_moved_on(hub: Hub, tmp_path: Path, write_recipe: Any) -> None:
+    write_recipe(tmp_path, model="org/model")
+    environment = hub.environment(tmp_path / "cache")
+    assert run(tmp_path, environment, ["train", "recipe.yaml"])[0].status == 0
+    repository = hub.repositories["org/model"]
+    before, moved = repository.main, repository.tags["v1"]
+    hub.repositories["org/model"] = Repository(moved, {"old": before, "v1": moved})
+    try:
+        fetched = ["check", "recipe.yaml", "output=runs/other"]
+        ended = run(tmp_path, environment, fetched, ["export", "runs/run", "--to", "adapter"])
+    finally:
+        hub.repositories["org/model"] = repository
+    assert [one.status for one in ended] == [0, 0], ended[1].stderr
+    assert sha(before) in (tmp_path / "runs" / "run" / "export" / "adapter" / "README.md").read_text("utf-8")
+
+
+def test_the_card_of_a_run_is_its_own(tuned: Any) -> None:
+    text = (tuned.trained / "README.md").read_text("utf-8")
+    assert "18 rows" in text
+    assert "More Information Needed" not in text
+    assert "--to adapter" in text
