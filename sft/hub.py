@@ -69,6 +69,11 @@ def place(text: str, kind: Kind = "model") -> Place:
     return Place(name, "/".join(rest[1:]) or revision if rest[:1] == ["tree"] else revision)
 
 
+def is_more_than_an_id(text: str) -> bool:
+    """Whether `place` has something to take from a text: an address, or a revision behind an id."""
+    return is_address(text) or text.find("@") > 0
+
+
 def is_address(text: str) -> bool:
     """Whether a text is an address, and no id, file or folder."""
     return "://" in text or text.split("/")[0] in HOSTS

@@ -14,7 +14,7 @@ from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from sft import UserError
-from sft.hub import is_address, place
+from sft.hub import is_more_than_an_id, place
 from sft.recipe.checks import contradictions, library_problems
 from sft.recipe.fields import LIBRARIES, shown
 from sft.recipe.messages import invalid
@@ -79,7 +79,7 @@ def _pinned(recipe: Recipe, where: str) -> Recipe:
     Raises UserError for an address of something else, and for two revisions. `where` is the place of the key.
     """
     named = recipe.model
-    if not isinstance(named, str) or os.path.exists(named) or not (is_address(named) or "@" in named):
+    if not isinstance(named, str) or os.path.exists(named) or not is_more_than_an_id(named):
         return recipe
     try:
         name, revision = place(named)

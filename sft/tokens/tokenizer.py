@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from data_templates import Template, Vocabulary
 from sft import UserError
 from sft.files import read_json, whole_folder, write_json
-from sft.hub import commit, is_address, place, why
+from sft.hub import commit, is_more_than_an_id, place, why
 from sft.recipe import Recipe
 from sft.recipe.schema import NewTokenizer, VocabularyFile
 from sft.rows.read import contents
@@ -48,8 +48,9 @@ def load_tokenizer(recipe: Recipe, loaded: Loaded, vocabulary: Vocabulary | None
     else:
         name = recipe.tokenizer or str(recipe.model)
     revision = named_revision(recipe) if name == recipe.model else "main"
-    if not os.path.exists(name) and (is_address(name) or "@" in name):
-        name, revision = place(name)[0], place(name)[1] or "main"
+    if not os.path.exists(name) and is_more_than_an_id(name):
+        name, tokenizer_revision = place(name)
+        revision = tokenizer_revision or "main"
     try:
         pinned = base_commit(recipe) if name == recipe.model else revision
         tokenizer = AutoTokenizer.from_pretrained(name, revision=pinned)
