@@ -275,16 +275,25 @@ def header(recipe: Recipe) -> str:
     )
 
 
-def listing() -> str:
-    """The shipped recipes: model, parameters, template, method, and what their headers say of memory and disk."""
+def listing(width: int) -> str:
+    """The shipped recipes: model, parameters, template, method, and what their headers say of memory and disk; a line
+    each, or two where that is wider than `width` columns."""
     rows = []
     for path in shipped():
         recipe = load(path)
         said = re.search(HEADER, path.read_text("utf-8"), re.MULTILINE)
         count, peak, disk = said.groups() if said else ("?", "?", "?")
         base = recipe.model if isinstance(recipe.model, str) else "made from scratch"
-        rows.append([path.stem, base.rsplit("/", 1)[-1], count, recipe.template, training_method(recipe), peak, disk])
-    return table(["recipe", "model", "parameters", "template", "method", "peak", "disk"], rows)
+        rows.append([path.stem, base.rsplit("/", 1)[-1], recipe.template, training_method(recipe), count, peak, disk])
+    sizes = ["parameters", "peak", "disk"]
+    whole = table(["recipe", "model", "template", "method", *sizes], rows)
+    if whole.index("\n") <= width:
+        return whole
+    head, rule, *lines = table(["recipe", *sizes], [[row[0], *row[4:]] for row in rows]).splitlines()
+    about = [f"  {model}, {template}, {method}" for _, model, template, method, *_ in rows]
+    pairs = zip([head, *lines], ["  model, template, method", *about], strict=True)
+    (first, *rest) = [f"{line}\n{below}" for line, below in pairs]
+    return "\n".join([first, rule, *rest])
 
 
 def _count(number: int) -> str:
