@@ -102,7 +102,7 @@ def check_published(name: str, revision: str) -> None:
     """
     if os.path.isdir(name):
         check_weights(name, os.listdir(name))
-    elif not offline():
+    elif name.count("/") < 2 and not name.startswith((".", "/", "~")) and not offline():
         from huggingface_hub import HfApi
 
         try:

@@ -98,7 +98,7 @@ def _compare(source: Source, folder: Path, scratch: Path) -> tuple[parity.Logits
 def _follow_card(source: Source, folder: Path, scratch: Path, reference: parity.Logits) -> dict[str, Any]:
     """Run the code of the card as a reader would, without the hub, and compare its model on one row.
 
-    Raises UserError where the code fails, which the folder must not be sent anywhere with.
+    Raises UserError where the code fails: a folder with such a card must not be sent anywhere.
     """
     blocks = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text("utf-8"), re.DOTALL)
     code, row = blocks[-1].replace(f'"{FOLDER}"', json.dumps(str(folder))), source.rows[0]
@@ -109,7 +109,10 @@ def _follow_card(source: Source, folder: Path, scratch: Path, reference: parity.
     ran = subprocess.run([sys.executable, "-c", code + ASKED], cwd=scratch, env=os.environ | {"HF_HUB_OFFLINE": "1"},
                          stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)  # fmt: skip
     if ran.returncode:
-        raise UserError(f"{folder.name}: the code of its README.md fails: {ran.stderr.strip().splitlines()[-1]}")
+        raise UserError(
+            f"{source.recipe.folder}: the code of the adapter's README.md does not run here, so that the folder is not "
+            f"written: {(ran.stderr.strip() or f'status {ran.returncode}').splitlines()[-1]}"
+        )
     logits = np.load(scratch / "logits.npy")
     return parity.differences([row], reference, lambda _: logits)
 
