@@ -98,16 +98,24 @@ def commit(name: str, revision: str) -> str:
 def check_published(name: str, revision: str) -> None:
     """Raise UserError for a model on the hub, or in a folder, that is not there, not let out, or has no safetensors.
 
-    Nothing is said where the hub does not answer: its cache may have the model.
+    Where the hub does not answer, its cache may have the model: nothing is said but of pickles that are there alone.
     """
     if os.path.isdir(name):
         check_weights(name, os.listdir(name))
-    elif name.count("/") < 2 and not name.startswith((".", "/", "~")) and not offline():
+    elif name.count("/") > 1 or name.startswith((".", "/", "~")):
+        return
+    elif offline():
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(name, "config.json", revision=revision)
+        if isinstance(found, str):
+            check_weights(name, os.listdir(os.path.dirname(found)))
+    else:
         from huggingface_hub import HfApi
 
         try:
-            found = HfApi().model_info(name, revision=revision, timeout=PATIENCE_SECONDS)
-            check_weights(name, [file.rfilename for file in found.siblings or []])
+            info = HfApi().model_info(name, revision=revision, timeout=PATIENCE_SECONDS)
+            check_weights(name, [file.rfilename for file in info.siblings or []])
             _look(name, "model", revision)
         except UserError:
             raise
@@ -199,17 +207,22 @@ def advice(name: str, kind: Kind, revision: str | None, error: BaseException) ->
     silent = (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, ConnectionError)
     if status or not any(isinstance(e, silent) for e in found):
         return None
+    return not_cached(name, kind) if offline() else None
+
+
+def not_cached(name: str, kind: Kind = "model") -> str:
+    """The message for what the cache does not have while the hub is not asked, or does not answer."""
+    from huggingface_hub import constants
+
     if constants.is_offline_mode():
         return (
             f"{name}: is not in the hub's cache, {constants.HF_HUB_CACHE}, and the hub is not asked, as "
             f"HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set; unset it, or put {FOLDERS[kind]}"
         )
-    if offline():
-        return (
-            f"{name}: is not in the hub's cache, and {constants.ENDPOINT} does not answer; check the network, set "
-            f"HF_ENDPOINT to a mirror of it, or put {FOLDERS[kind]}"
-        )
-    return None
+    return (
+        f"{name}: is not in the hub's cache, and {constants.ENDPOINT} does not answer; check the network, set "
+        f"HF_ENDPOINT to a mirror of it, or put {FOLDERS[kind]}"
+    )
 
 
 @cache

@@ -319,3 +319,17 @@ def test_the_card_of_a_run_is_its_own(tuned: Any) -> None:
     assert "18 rows" in text
     assert "More Information Needed" not in text
     assert "--to adapter" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "files", "said"), [
+    ("org/model", "*.json", "org/model: is not in the hub's cache, "),
+    ("org/pickles", "*", "org/pickles: has no safetensors, and a pickle is not loaded"),
+])  # fmt: skip
+def test_weights_that_were_not_fetched_are_not_taken_for_pickles(
+    hub: Hub, folder: Path, tmp_path: Path, name: str, files: str, said: str
+) -> None:
+    fetch = "import sys; from huggingface_hub import snapshot_download as f; f(sys.argv[1], allow_patterns=sys.argv[2])"
+    subprocess.run([sys.executable, "-c", fetch, name, files], env=hub.environment(tmp_path), check=True)
+    offline = hub.environment(tmp_path, HF_HUB_OFFLINE="1")
+    is_said(run(folder, offline, ["train", "recipe.yaml", f"model={name}", "output=runs/offline"])[0], said, hub)

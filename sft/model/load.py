@@ -1,6 +1,7 @@
 """Base model and quantisation of a recipe, each checked after it was made; and the model that its training left."""
 
 import ctypes
+import os
 import platform
 import sys
 from collections.abc import Sequence
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft import UserError
-from sft.hub import no_safetensors
+from sft.hub import check_published, not_cached, offline
 from sft.model.adapter import check_layer_names, open_adapter
 from sft.recipe import Recipe
 from sft.run import check_files, check_language_model
@@ -75,8 +76,7 @@ def load_base(
         options.setdefault("device_map", {"": device(recipe)})
         model = AutoModelForCausalLM.from_pretrained(_name(recipe), use_safetensors=True, **options)
     except Exception as error:
-        missing = isinstance(error, OSError) and "safetensors" in str(error)
-        raise UserError(no_safetensors(_name(recipe)) if missing else _unreachable(recipe, "model", error)) from error
+        raise _refused(recipe, "model", error) from error
     if recipe.quantization != "none":
         _check_quantized(model, _name(recipe), training or exact)
     return model
@@ -104,7 +104,7 @@ def load_classifier(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast", classe
                 _name(recipe), config=config, use_safetensors=True, **_options(recipe, training=True)
             )
     except Exception as error:  # as above, or an architecture without such a head
-        raise UserError(_unreachable(recipe, "model with a head for classes", error)) from error
+        raise _refused(recipe, "model with a head for classes", error) from error
     return model.to(device(recipe))
 
 
@@ -195,8 +195,13 @@ def keep_freed_memory() -> None:
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def _unreachable(recipe: Recipe, what: str, error: Exception) -> str:
-    return unreachable(_name(recipe), what, error, named_revision(recipe))
+def _refused(recipe: Recipe, what: str, error: Exception) -> UserError:
+    """The error for weights that could not be loaded; raises that of a model whose weights are pickles alone."""
+    name = _name(recipe)
+    check_published(name, named_revision(recipe))
+    if offline() and not os.path.isdir(name) and "safetensors" in str(error):  # transformers names the file it misses
+        return UserError(not_cached(name))
+    return UserError(unreachable(name, what, error, named_revision(recipe)))
 
 
 def _name(recipe: Recipe) -> str:
@@ -214,7 +219,7 @@ def _config(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast") -> "PreTrained
         try:
             return AutoConfig.from_pretrained(_name(recipe), revision=base_commit(recipe))
         except Exception as error:  # the hub client raises dozens of classes
-            raise UserError(_unreachable(recipe, "model", error)) from error
+            raise UserError(unreachable(_name(recipe), "model", error, named_revision(recipe))) from error
     ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     try:
         return AutoConfig.for_model(**({"vocab_size": len(tokenizer)} | ids | recipe.model))
