@@ -84,7 +84,9 @@ class Hub:
         parts = parts[1:] if parts[0] in ("datasets", "models") else parts
         name = "/".join(parts[:2])
         repository = self.repositories.get(name)
-        if repository is None or repository.dataset != dataset:
+        if request.headers.get("Authorization") == "Bearer wrong":
+            _refuse(request, 401, "Invalid credentials in Authorization header")
+        elif repository is None or repository.dataset != dataset:
             _refuse(request, 404 if "Authorization" in request.headers else 401, "RepoNotFound")
         elif api:
             self._about(request, name, repository, parts[2:])

@@ -333,3 +333,33 @@ def test_weights_that_were_not_fetched_are_not_taken_for_pickles(
     subprocess.run([sys.executable, "-c", fetch, name, files], env=hub.environment(tmp_path), check=True)
     offline = hub.environment(tmp_path, HF_HUB_OFFLINE="1")
     is_said(run(folder, offline, ["train", "recipe.yaml", f"model={name}", "output=runs/offline"])[0], said, hub)
+
+
+@pytest.mark.slow
+def test_a_token_that_is_refused_is_not_a_missing_model(hub: Hub, folder: Path, tmp_path: Path) -> None:
+    commands = [[command, "recipe.yaml"] for command in EVERYWHERE] + [["check", "recipe.yaml", "data.train=org/rows"]]
+    for ended in run(folder, hub.environment(tmp_path, HF_TOKEN="wrong"), *commands):
+        is_said(ended, "the hub refuses your token (401); run `hf auth login` again, or set HF_TOKEN to another", hub)
+
+
+@pytest.mark.slow
+def test_a_revision_of_a_data_set_is_the_one_that_is_read(hub: Hub, folder: Path, tmp_path: Path) -> None:
+    named = ["org/rows", "org/rows@v1", "https://huggingface.co/datasets/org/rows/tree/v1"]
+    model = f"model={folder_of(hub, 'org/model')}"
+    commands = [["check", "recipe.yaml", model, f"data.train={name}", "--json"] for name in named]
+    ended = run(folder, hub.environment(tmp_path), *commands)
+    assert [one.status for one in ended] == [0, 0, 0], ended[1].stderr
+    rows = [sum(json.loads(one.stdout)[side]["rows"] for side in ("train", "test")) for one in ended]
+    assert rows == [len(ROWS), 16, 16]
+
+
+@pytest.mark.slow
+def test_a_tokenizer_of_its_own_may_name_a_revision(hub: Hub, folder: Path, tmp_path: Path) -> None:
+    tokenizers = ["tokenizer=org/model@v1", "tokenizer=org/model@v2", "tokenizer=org/gated"]
+    model = f"model={folder_of(hub, 'org/model')}"
+    first, second, third = run(
+        folder, hub.environment(tmp_path), *(["check", "recipe.yaml", model, t] for t in tokenizers)
+    )
+    assert first.status == 0, first.stderr
+    is_said(second, "org/model: has no revision `v2`; there are branches main and tags v1", hub)
+    is_said(third, "org/gated: is gated: open URL/org/gated", hub)
