@@ -10,12 +10,14 @@ import logging
 import math
 import os
 import re
+import shutil
 import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -105,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
         "sft train recipes/quickstart.yaml trainer.max_steps=10",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action=Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(prog="sft", metavar="COMMAND", required=True, help=argparse.SUPPRESS)
     for name, target in STAGES.items():
         _with_recipe(_command(commands, name)).set_defaults(run=_run_stage, stage=name, target=target)
@@ -127,9 +130,26 @@ def _parser() -> argparse.ArgumentParser:
         _command(commands, name).set_defaults(run=run)
     add = _command(commands, "add-facts")
     add.add_argument("model", metavar="ORG/NAME", help="the model's id on the hub")
-    add.add_argument("folder", metavar="FOLDER", nargs="?", help="a folder with its config.json, in place of the hub")
+    add.add_argument(
+        "folder",
+        metavar="FOLDER",
+        nargs="?",
+        type=os.path.expanduser,
+        help="a folder with its config.json, in place of the hub",
+    )
     add.set_defaults(run=_add_facts, overrides=[])
     return parser
+
+
+class Version(argparse.Action):
+    """Print the version of the installed package, which is looked up only then."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        try:
+            print(f"sft {version('sft-recipes')}")
+        except PackageNotFoundError:
+            print("sft, of a checkout that is not installed")
+        parser.exit()
 
 
 def _command(commands: Any, name: str) -> argparse.ArgumentParser:
@@ -141,14 +161,20 @@ def _command(commands: Any, name: str) -> argparse.ArgumentParser:
 
 def _add_merge(commands: Any) -> None:
     merge = _command(commands, "merge")
-    merge.add_argument("recipes", metavar="RECIPE", nargs="+", help="a recipe or run, or several; and KEY=VALUE")
+    merge.add_argument(
+        "recipes",
+        metavar="RECIPE",
+        nargs="+",
+        type=os.path.expanduser,
+        help="a recipe or run, or several; and KEY=VALUE",
+    )
     merge.add_argument("--route", choices=["dequantized", "original"], default="dequantized",
                        help="what a quantised run's adapter is added to")  # fmt: skip
     merge.add_argument("--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto",
                        help="of the weights; that of the base unless given")  # fmt: skip
     merge.add_argument("--score", action="store_true", help="compare both models by the template's metrics, too")
     merge.add_argument("--shard", type=_size, default="5GB", metavar="SIZE", help="largest file of weights")
-    merge.add_argument("--output", metavar="FOLDER", help="runs/NAME/merged unless given")
+    merge.add_argument("--output", metavar="FOLDER", type=os.path.expanduser, help="runs/NAME/merged unless given")
     merge.add_argument("--weights", type=_numbers, metavar="W,W", help="of several adapters; equal unless given")
     merge.add_argument("--method", choices=["cat", "linear", "svd", "ties", "dare_ties"],
                        help="how peft sums several adapters; cat, which is exact, unless given")  # fmt: skip
@@ -161,7 +187,7 @@ def _add_generate(commands: Any) -> None:
     asked = generate.add_mutually_exclusive_group()
     asked.add_argument("--prompt", help="the template's first field; without it, a line of standard input each")
     asked.add_argument("--row", help="all of the template's fields, as JSON")
-    asked.add_argument("--file", help="a file with a prompt, or a row as JSON, on each line")
+    asked.add_argument("--file", type=os.path.expanduser, help="a file with a prompt, or a row as JSON, on each line")
     generate.add_argument("--base", action="store_true", help="ask the base model instead")
     generate.add_argument("--samples", type=_positive, default=1, metavar="N", help="write N different answers")
     generate.add_argument("--steps", type=_positive, default=1, metavar="N", help="go on N times from what was written")
@@ -194,7 +220,7 @@ def _add_export(commands: Any) -> None:
 
 
 def _named(name: str, value: str) -> tuple[str, str]:
-    return name, value
+    return name, os.path.expanduser(value)
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -257,11 +283,11 @@ def _port(text: str) -> int:
 
 
 def _names(text: str) -> tuple[str, ...]:
-    return tuple(word.strip() for word in text.split(",") if word.strip())
+    return tuple(os.path.expanduser(word.strip()) for word in text.split(",") if word.strip())
 
 
 def _with_recipe(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the folder of a run")
+    parser.add_argument("recipe", metavar="RECIPE", type=os.path.expanduser, help="a YAML file, or the folder of a run")
     parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*", default=[],
                         help="settings that replace those of the recipe")  # fmt: skip
     return parser
@@ -283,12 +309,19 @@ def _run_stage(options: argparse.Namespace) -> None:
 
 
 def _opened_with_metrics(recipe: Any) -> Any:
-    """The recipe opened, and the metrics of its template: a wrong name is reported now, not after hours of training."""
+    """The recipe opened; a data file that is not there, a wrong name of a metric, and a model that is not to be had are
+    reported now, not after hours of training."""
     from eval.open_metric import check_metrics
+    from sft.hub import check_published
+    from sft.rows.read import check_sources
     from sft.tokens.opened import Opened
+    from sft.tokens.tokenizer import named_revision
 
     opened = Opened(recipe)
+    check_sources(recipe.data)
     check_metrics(opened.template)
+    if isinstance(recipe.model, str) and recipe.base is None:
+        check_published(recipe.model, named_revision(recipe))
     return opened
 
 
@@ -319,7 +352,7 @@ def _fit(options: argparse.Namespace) -> int:
 def _recipes(options: argparse.Namespace) -> None:
     from sft.memory.fit import listing
 
-    print(listing())
+    print(listing(shutil.get_terminal_size().columns))
 
 
 def _generate(options: argparse.Namespace) -> None:
@@ -329,10 +362,13 @@ def _generate(options: argparse.Namespace) -> None:
     options.overrides += _decoding(options)
     questions = _questions(options)
     answerer = _answerer(options, options.base)
+    conversation = None
     if by_hand:
-        from sft.write.ask import from_terminal
+        from sft.write.ask import Conversation, from_terminal, takes_turns
 
-        questions = from_terminal(answerer.opened.template)
+        template = answerer.opened.template
+        conversation = Conversation(template) if takes_turns(template) and not options.next else None
+        questions = conversation.questions() if conversation else from_terminal(template)
     if options.next:
         from sft.write.next import explore
 
@@ -341,7 +377,7 @@ def _generate(options: argparse.Namespace) -> None:
     from sft.write.ask import ask
 
     several = options.samples > 1 or options.steps > 1
-    begins = True
+    begins, answer = True, ""
     for piece in ask(answerer, questions, options.samples, options.steps):
         if several and begins:
             print(f"--- step {piece.step}, sample {piece.sample}")
@@ -349,6 +385,10 @@ def _generate(options: argparse.Namespace) -> None:
         if piece.end == "length":
             print("(cut off at the limit of tokens; --max-new-tokens N gives more)", file=sys.stderr, flush=True)
         begins = piece.end is not None
+        answer += piece.text if piece.sample == 1 else ""
+        if conversation and begins and piece.sample == options.samples:
+            conversation.answered(answer)
+            answer = ""
 
 
 def _decoding(options: argparse.Namespace) -> list[str]:

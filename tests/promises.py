@@ -694,4 +694,33 @@ PROMISES = (
         "if False]:",
         "test_sequence.py::test_a_class_that_training_never_sees_is_refused",
     ),
+    # ---- the hub
+    promise(
+        "a run opens the commit of its base that it was trained on",
+        "sft/tokens/tokenizer.py",
+        'return str(kept["commit"])',
+        "pass",
+        "test_hub.py::test_a_run_keeps_to_its_commit_after_main_has_moved_on",
+    ),
+    promise(
+        "the card of an adapter opens the commit of its base",
+        "sft/train/card.py",
+        """loading += f', revision="{base.commit}"'""",
+        "pass",
+        "test_hub.py::test_the_commit_of_the_base_is_kept_and_goes_along_with_the_adapter",
+    ),
+    promise(
+        "an adapter's settings name the commit of its base",
+        "sft/export/adapter.py",
+        '"revision": base.commit',
+        '"revision": None',
+        "test_hub.py::test_the_commit_of_the_base_is_kept_and_goes_along_with_the_adapter",
+    ),
+    promise(
+        "pickles are refused before anything is fetched",
+        "sft/hub.py",
+        "raise UserError(no_safetensors(name))",
+        "pass",
+        "test_hub.py::test_what_the_hub_refuses_is_said_alike_by_every_command",
+    ),
 )

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from sft.cli import main
+from sft.recipe import load
 
 GOOD = {"prompt": "Mira went to the well.", "output": "She found a key."}
 
@@ -275,3 +277,43 @@ def test_templates_are_listed_with_their_examples(capsys: pytest.CaptureFixture[
     out = capsys.readouterr().out
     assert "story: " in out
     assert '{"prompt": "Mira the miller' in out
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    stated = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text("utf-8"))["project"]["version"]
+    assert capsys.readouterr().out in (f"sft {stated}\n", "sft, of a checkout that is not installed\n")
+
+
+def test_a_tilde_is_the_home_folder_in_every_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_recipe: Any, tuned: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_recipe(tmp_path, output="~/out", model="~/model", template="~/own.py", data={"train": "~/rows.jsonl"})
+    (tmp_path / "model").mkdir()
+    (tmp_path / "own.py").write_text("")
+    recipe = load("~/recipe.yaml", ["tokenizer=~/model", "data.test=~/gone.jsonl"])
+    assert (recipe.model, recipe.tokenizer) == (f"{tmp_path}/model", f"{tmp_path}/model")
+    assert (recipe.data.train, recipe.data.test) == (f"{tmp_path}/rows.jsonl", f"{tmp_path}/gone.jsonl")
+    assert (recipe.output, recipe.template) == (f"{tmp_path}/out", f"{tmp_path}/own.py")
+    assert load(tmp_path / "recipe.yaml", ["output=~/other"]).output == f"{tmp_path}/other"
+
+    (tmp_path / "asked.txt").write_text("Mira went home.\n")
+    (tmp_path / "run").symlink_to(tuned.folder)
+    assert main(["generate", "~/run", "--file", "~/asked.txt"]) == 0
+    assert main(["merge", "~/run", "--output", "~/merged"]) == 0
+    assert (tmp_path / "merged" / "config.json").is_file()
+    assert main(["generate", "~/merged", "--file=~/asked.txt"]) == 0
+    assert main(["export", "~/run", "--to", "~/gone.py"]) == 2
+    assert f"--to {tmp_path}/gone.py: no such file" in capsys.readouterr().err
+
+
+def test_a_missing_data_file_is_reported_before_the_tokenizer_is_fetched(
+    tmp_path: Path, write_recipe: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = str(write_recipe(tmp_path, model="some/one"))
+    for command, setting in (("check", "data.train=gone.jsonl"), ("train", "data.test=gone.csv")):
+        assert main([command, recipe, setting]) == 2
+        assert f"{setting.partition('=')[2]}: no such file, from " in capsys.readouterr().err

@@ -255,6 +255,27 @@ def test_the_adapter_folder_has_a_card_that_the_hub_reads(trained: Callable[...,
     assert report(recipe, "adapter")["largest_logit_difference"] == 0
 
 
+@pytest.mark.parametrize(("quantization", "said"), [("4bit", "load_in_4bit=True"), ("8bit", "load_in_8bit=True")])
+def test_the_code_of_the_card_opens_the_base_as_it_was_in_training(
+    trained: Callable[..., Recipe], quantization: str, said: str
+) -> None:
+    recipe = trained("llama", "gpt2_like", {"hidden_size": 64, "intermediate_size": 128}, quantization=quantization)
+    assert export(recipe, ["adapter"]) == []
+    assert said in (recipe.folder / "export" / "adapter" / "README.md").read_text("utf-8")
+    assert report(recipe, "adapter")["by_card"]["relative_difference"] < 1e-2
+
+
+def test_a_card_whose_code_does_not_run_is_not_written(
+    trained: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = trained("llama", "sentencepiece_like", lora={"r": 2})
+    monkeypatch.setenv("PYTHONPATH", str(recipe.folder.parent))
+    (recipe.folder.parent / "peft.py").write_text("raise ImportError('no peft here')")
+    with pytest.raises(UserError, match=r"README.md does not run here, .* not written: ImportError: no peft here"):
+        export(recipe, ["adapter"])
+    assert not (recipe.folder / "export" / "adapter").exists()
+
+
 def test_a_card_tells_the_scores_once_there_are_some(trained: Callable[..., Recipe]) -> None:
     from eval.evaluate import evaluate_run
 

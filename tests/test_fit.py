@@ -232,7 +232,9 @@ def test_the_command_says_what_fits_and_what_to_change(capsys: pytest.CaptureFix
 
 
 def test_an_unknown_model_is_named(tmp_path: Path, write_recipe: Callable[..., Path]) -> None:
-    with pytest.raises(UserError, match="hub cannot be reached"):
+    with pytest.raises(
+        UserError, match=r"nobody/nothing-1b: is not in the hub's cache, .*; unset it, or put the model"
+    ):
         fit(load(write_recipe(tmp_path, model="nobody/nothing-1b")))
 
 
@@ -291,9 +293,18 @@ def test_every_recipe_says_in_its_header_what_fit_says() -> None:
 
 
 def test_listing_recipes_imports_no_torch() -> None:
-    code = "import sys; from sft.memory.fit import listing; listing(); assert 'torch' not in sys.modules"
+    code = "import sys; from sft.memory.fit import listing; listing(80); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
-    assert "story_mistral_7b_qlora" in listing()
+    assert "story_mistral_7b_qlora" in listing(80)
+
+
+@pytest.mark.parametrize("width", [80, 100, 200])
+def test_the_listing_fits_the_terminal_and_leaves_nothing_out(width: int) -> None:
+    lines = listing(width).splitlines()
+    assert max(map(len, lines)) <= width
+    assert any("story_mistral_7b_qlora" in line for line in lines)
+    assert sum("QLoRA, 4 bit" in line for line in lines) > 3
+    assert sum("Mistral-7B" in line for line in lines) > 1
 
 
 @pytest.mark.parametrize(

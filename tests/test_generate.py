@@ -1,6 +1,7 @@
 """`sft generate`: text comes token by token in whole letters, is that of transformers, and is asked in many ways."""
 
 import builtins
+import json
 import os
 import pty
 import re
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import ROWS
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, set_seed
 
 from data_templates import Template
@@ -21,7 +23,7 @@ from sft.model.load import decoding
 from sft.recipe import Recipe, load
 from sft.tokens.codec import Codec
 from sft.tokens.opened import Opened
-from sft.write.ask import ask, from_terminal, open_run
+from sft.write.ask import Conversation, ask, from_terminal, open_run
 from sft.write.generate import read, write
 from sft.write.next import explore, readable
 from sft.write.stream import Text, TextBatch, _settled, processors, stream
@@ -366,6 +368,49 @@ def test_tokens_are_shown_readably(tuned: Recipe, sentencepiece_like: Path) -> N
     assert "\ufffd" not in readable(codec, codec.outputs(["座"])[0][0])
     pieces = Codec(AutoTokenizer.from_pretrained(sentencepiece_like))
     assert readable(pieces, pieces.tokenizer.convert_tokens_to_ids("<0xE5>")) == "<0xE5>"
+
+
+CHATS = [[{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["output"]}] for row in ROWS]
+
+
+def test_a_terminal_remembers_the_turns_of_a_chat(
+    tmp_path: Path, chat_like: Path, tiny_model: Any, write_recipe: Any, types: Callable[..., list[str]],
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    from sft.train.stage import train
+
+    tiny_model(tmp_path / "model", chat_like, "llama", initializer_range=0.2)
+    rows = [{"messages": chat} for chat in CHATS]
+    trainer = {"max_steps": 40, "learning_rate": 2e-2}
+    train(load(write_recipe(tmp_path, rows, template="chat", trainer=trainer, generation={"max_new_tokens": 40})))
+    types("Tom went to the mill.", "And why?", "", "And why?")
+    read_line, mark = builtins.input, "\x1e\n"
+    monkeypatch.setattr(builtins, "input", lambda sign: print(end=mark) or read_line(sign))
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    capsys.readouterr()
+    run = str(tmp_path / "runs" / "run")
+    assert main(["generate", run]) == 0
+    shown = capsys.readouterr()
+    assert "an empty line begins a new conversation" in shown.err
+    first, second, alone = (answer.removesuffix("\n") for answer in shown.out.split(mark) if answer)
+    turns = [("user", "Tom went to the mill."), ("assistant", first), ("user", "And why?")]
+    row = {"messages": [{"role": role, "content": content} for role, content in turns]}
+    assert main(["generate", run, "--row", json.dumps(row)]) == 0
+    assert capsys.readouterr().out == f"{second}\n"
+    assert main(["generate", run, "--prompt", "And why?"]) == 0
+    assert capsys.readouterr().out == f"{alone}\n"
+    assert alone != second
+
+
+def test_an_empty_answer_is_not_remembered(types: Callable[..., list[str]], tuned: Recipe) -> None:
+    types("One.", "Two.", "Three.")
+    conversation = Conversation(Opened(tuned.model_copy(update={"template": "chat"})).template)
+    questions = conversation.questions()
+    assert [turn["content"] for turn in next(questions)["messages"]] == ["One."]
+    conversation.answered(" ")
+    assert [turn["content"] for turn in next(questions)["messages"]] == ["Two."]
+    conversation.answered("Yes.")
+    assert [turn["content"] for turn in next(questions)["messages"]] == ["Two.", "Yes.", "Three."]
 
 
 @pytest.mark.slow

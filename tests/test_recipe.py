@@ -171,7 +171,8 @@ def test_settings_of_decoding_are_those_that_can_be_asked_for_everywhere() -> No
 
     told = {name for name, setting in SETTINGS.items() if setting.help}
     others = {"model", "row", "max_tokens", "seed", "stop", "n", "stream", "stream_options", "user", "metadata",
-              "store", "frequency_penalty", "presence_penalty", "logprobs"}  # fmt: skip
+              "store", "safety_identifier", "prompt_cache_key", "service_tier", "frequency_penalty",
+              "presence_penalty", "logit_bias", "logprobs"}  # fmt: skip
     assert set(Asked.model_fields) - others == told - {"max_new_tokens"}
     assert not (Completion.model_fields.keys() | Chat.model_fields.keys()) - Asked.model_fields.keys() & told
     options = vars(_parser().parse_args(["generate", "r.yaml"]))

@@ -319,8 +319,8 @@ def test_folder_without_data_says_what_is_readable() -> None:
 
 def test_data_set_that_cannot_be_reached_says_how_to_name_a_local_one() -> None:
     said = message("someone/something")
-    assert said.startswith("someone/something: no such file here, and no such data set could be read from the hub (")
-    assert said.endswith("name a local file or folder in `data.train`")
+    assert said.startswith("someone/something: is not in the hub's cache, ")
+    assert said.endswith("unset it, or put its files into a folder and name that: data.train=path/to/folder")
 
 
 @pytest.mark.parametrize(

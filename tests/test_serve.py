@@ -243,6 +243,8 @@ def bad(**changes: Any) -> bytes:
 
 BAD = {
     "unknown key": (bad(tools=[]), 400, "`tools` is not known here"),
+    "a bias": (bad(logit_bias={"5": 1}), 400, "`logit_bias.5` is refused"),
+    "a suffix": (bad(suffix="the end"), 400, "`suffix` is refused"),
     "echo": (bad(echo=True), 400, "`echo` is refused"),
     "logprobs": (bad(logprobs=3), 400, "`logprobs` is refused"),
     "wrong type": (bad(max_tokens="ten"), 400, "`max_tokens` is refused"),
@@ -288,6 +290,51 @@ def test_a_bad_request_gets_an_error_in_the_shape_of_openai(served: Served, name
     assert said in error["message"]
     assert len(error["message"]) < 500
     assert len(served.writer) == 0
+
+
+NOTHING: dict[str, Any] = {
+    "response_format": {"type": "text"}, "tools": [], "tool_choice": "none", "parallel_tool_calls": True,
+    "functions": [], "logit_bias": {}, "stop": None, "n": 1, "logprobs": False, "top_logprobs": None,
+    "frequency_penalty": 0.0, "presence_penalty": 0, "store": False, "metadata": {}, "user": "me",
+    "service_tier": "auto", "modalities": ["text"], "safety_identifier": "me", "stream_options": None, "seed": None,
+}  # fmt: skip
+"""What asks for nothing, as clients and frameworks send it unasked."""
+SENT_BACK = {"refusal": None, "annotations": [], "audio": None, "function_call": None, "tool_calls": None}
+"""What an answer has beside its text in OpenAI's client, whose turns are sent again."""
+
+
+def test_what_asks_for_nothing_is_accepted(served: Served, expected: dict[str, str]) -> None:
+    answer = chat(served, QUESTIONS[0], **NOTHING)
+    assert answer.choices[0].message.content == expected[QUESTIONS[0]]
+    for settings in ({"stop": []}, {"logit_bias": {"5": 0}}, {"tool_choice": "auto"}, {"service_tier": "default"}):
+        assert chat(served, QUESTIONS[0], **settings).choices[0].message.content == expected[QUESTIONS[0]]
+    dumped = answer.choices[0].message.model_dump()
+    turns = [{"role": "user", "content": "Hm"}, dumped | SENT_BACK, {"role": "user", "content": "Go on"}]
+    written = served.post("/v1/chat/completions", json.dumps({"messages": turns}))
+    assert written.status_code == 200, written.text
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"response_format": {"type": "json_object"}}, "`response_format.type` is refused"),
+        ({"response_format": {"type": "json_schema", "json_schema": {}}}, "`response_format.type` is refused"),
+        ({"tools": [{"type": "function"}]}, "`tools` is refused"),
+        ({"tool_choice": "required"}, "`tool_choice` is refused"),
+        ({"logit_bias": {"5": -100}}, "`logit_bias.5` is refused"),
+        ({"logprobs": True}, "`logprobs` is refused"),
+        ({"top_logprobs": 3}, "`top_logprobs` is refused"),
+        ({"frequency_penalty": 0.5}, "`frequency_penalty` is refused"),
+        ({"modalities": ["text", "audio"]}, "`modalities.1` is refused"),
+        ({"service_tier": "flex"}, "`service_tier` is refused"),
+        ({"reasoning_effort": "high"}, "`reasoning_effort` is not known here"),
+        ({"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]}, "`messages.0.tool_calls` is"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_done_is_refused_and_not_passed_over(served: Served, asked: dict[str, Any], said: str) -> None:
+    answer = served.post("/v1/chat/completions", json.dumps({"messages": [{"role": "user", "content": "Hm"}]} | asked))
+    assert answer.status_code == 400
+    assert said in answer.json()["error"]["message"]
 
 
 def test_a_body_of_unsaid_length_is_bounded_too(served: Served) -> None:

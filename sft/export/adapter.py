@@ -1,21 +1,28 @@
 """adapter: the adapter as a folder for the hub, with a model card that is made from the run."""
 
 import json
+import os
+import re
 import shutil
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import torch
 
 from sft import UserError
 from sft.export import Options, Source
 from sft.files import read_json, write_json, write_text
 from sft.model import parity
-from sft.model.adapter import hub_tags, open_adapter
+from sft.model.adapter import as_base, open_adapter
 from sft.model.artifact import furnish
+from sft.model.gain import bound, logits_in
 from sft.model.load import load_base
-from sft.recipe import Recipe
 from sft.show import say
-from sft.train.summary import summary
+from sft.train.card import FOLDER, base_of, card, how_to_load
 
 NEEDS: dict[str, str] = {}
 MERGED = False
@@ -25,20 +32,43 @@ OPTIONS = {"push": "repository on the hub to send the folder to"}
 TOLERANCE = {"largest_logit_difference": 0.0}
 """The same files on the same base give the same logits."""
 
+ASKED = """
+import json, numpy, torch
+ids = torch.tensor([json.load(open("ids.json"))], device=model.device)
+with torch.no_grad():
+    numpy.save("logits.npy", model(input_ids=ids).logits[0].float().cpu().numpy())
+"""
+"""Run behind the code of the card, for logits of its `model`."""
+
 
 def write(source: Source, folder: Path) -> dict[str, Any]:
-    """Write adapter, tokenizer, recipe and card; load it with PEFT, and compare with the adapter of the run."""
+    """Write adapter, tokenizer, recipe and card; load it with PEFT, then by the code of its card, and compare both with
+    the adapter of the run."""
     recipe = source.recipe
     if not recipe.has_adapter:
         raise UserError(f"{recipe.folder}: all weights were trained, there is no adapter; write --to safetensors")
+    base = base_of(recipe)
     shutil.copyfile(recipe.trained / "adapter_model.safetensors", folder / "adapter_model.safetensors")
     settings = read_json(recipe.trained / "adapter_config.json")
-    write_json(folder / "adapter_config.json", settings | {"base_model_name_or_path": _base(recipe)})
+    write_json(
+        folder / "adapter_config.json", settings | {"base_model_name_or_path": base.name, "revision": base.commit}
+    )
     furnish(source.opened, folder)
-    found = _compare(source, folder)
-    found["problems"] = parity.past_tolerance(found, TOLERANCE)
-    write_text(folder / "README.md", card(recipe, found))
-    return found | {"table": parity.as_table(found, TOLERANCE)}
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        reference, found, limit = _compare(source, folder, Path(scratch))
+        found["problems"] = parity.past_tolerance(found, TOLERANCE)
+        use = how_to_load(recipe, (folder / "chat_template.jinja").is_file())
+        compared = f"Loaded with PEFT from this folder, against the run: {_apart(found)}."
+        if (merged := recipe.folder / "merged" / "parity.json").is_file():
+            compared += f"\nMerged into one model: {read_json(merged).get('sentence', 'by an earlier version')}."
+        write_text(folder / "README.md", card(recipe, compared, use))
+        by_card = _follow_card(source, folder, Path(scratch), reference)
+    past = parity.past_tolerance(by_card, {"relative_difference": limit})
+    found["problems"] += [f"README.md's code: {what}" for what in past]
+    lines = (
+        f"\nthe code of README.md, in a process of its own: {by_card['relative_difference']:.2g} of the logits' spread"
+    )
+    return found | {"by_card": by_card, "table": parity.as_table(found, TOLERANCE) + lines}
 
 
 def finish(folder: Path, options: Options) -> None:
@@ -56,72 +86,38 @@ def finish(folder: Path, options: Options) -> None:
     say(f"sent to {where}")
 
 
-def _compare(source: Source, folder: Path) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        base = load_base(source.recipe, source.opened.tokenizer, exact=True)
-        model = open_adapter(base, source.recipe.trained)
-        reference = parity.recorded(source.rows, parity.of_model(model), Path(scratch) / "logits")
-        again = open_adapter(model.unload(), folder)
-        return parity.differences(source.rows, reference, parity.of_model(again))
+def _compare(source: Source, folder: Path, scratch: Path) -> tuple[parity.Logits, dict[str, Any], float]:
+    """The logits of the run's adapter, how far those of the folder's are from them, and how far those by the card's
+    code may be: transformers opens the base in the dtype that it is stored in, which may be half as wide."""
+    base = load_base(source.recipe, source.opened.tokenizer, exact=True)
+    model = open_adapter(base, source.recipe.trained)
+    reference = parity.recorded(source.rows, parity.of_model(model), scratch / "logits")
+    with as_base(model):
+        moved = parity.differences(source.rows[:1], logits_in(model, torch.float32), logits_in(model, torch.bfloat16))
+    again = open_adapter(model.unload(), folder)
+    return reference, parity.differences(source.rows, reference, parity.of_model(again)), bound(moved)
 
 
-def card(recipe: Recipe, compared: dict[str, Any]) -> str:
-    """The model card: front matter that the hub reads, then base, data, scores, comparison and how to load it."""
-    trained, scored = read_json(recipe.folder / "train.json"), recipe.folder / "eval" / "scores.json"
-    scores = read_json(scored) if scored.is_file() else None
-    if scores and "sentence" not in scores:
-        raise UserError(f"{scored}: was written by an earlier version; run `sft eval` again for the card")
-    lines = summary(recipe, trained, scores or {"generated": 0})
-    merged = recipe.folder / "merged" / "parity.json"
-    parts = [
-        f"---\n{_front_matter(recipe)}---\n\n# {recipe.folder.name}\n",
-        "\n".join(["| | |", "|---|---|", *(f"| {name} | {_cell(text)} |" for name, text in lines)]) + "\n",
-        f"## Scores\n\n{scores['sentence']}\n\n{_markdown(*scores['table'])}\n" if scores else "Not scored.\n",
-        f"## Comparison\n\nLoaded with PEFT from this folder, against the run: {_apart(compared)}.",
-        f"Merged into one model: {_merged(read_json(merged))}.\n" if merged.is_file() else "",
-        f"## Use\n\n{_how_to(recipe)}",
-    ]
-    return "\n".join(part for part in parts if part)
+def _follow_card(source: Source, folder: Path, scratch: Path, reference: parity.Logits) -> dict[str, Any]:
+    """Run the code of the card as a reader would, without the hub, and compare its model on one row.
 
-
-def _front_matter(recipe: Recipe) -> str:
-    from huggingface_hub import ModelCardData
-
-    base = None if _is_local(recipe) else str(recipe.model)
-    data = ModelCardData(library_name="peft", pipeline_tag="text-generation", tags=hub_tags(recipe), base_model=base)
-    return str(data.to_yaml()) + "\n"
-
-
-def _is_local(recipe: Recipe) -> bool:
-    return recipe.base is not None or Path(str(recipe.model)).exists()
-
-
-def _base(recipe: Recipe) -> str:
-    """The base as others know it: its id on the hub, or the name of its folder."""
-    if recipe.base is not None:
-        return recipe.base.folder.name
-    return Path(str(recipe.model)).name if _is_local(recipe) else str(recipe.model)
-
-
-def _how_to(recipe: Recipe) -> str:
-    quantized = recipe.quantization == "4bit"
-    base = f"AutoModelForCausalLM.from_pretrained({json.dumps(_base(recipe))}" + (
-        ", quantization_config=four)" if quantized else ")"
-    )
-    lines = ["from peft import PeftModel", "from transformers import AutoModelForCausalLM, AutoTokenizer", ""]
-    if quantized:
-        lines[1] += ", BitsAndBytesConfig"
-        lines += ['four = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4",']
-        lines += ["                          bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16)"]
-        lines.insert(0, "import torch")
-    lines += [f"base = {base}", 'model = PeftModel.from_pretrained(base, "this folder")']
-    lines += ['tokenizer = AutoTokenizer.from_pretrained("this folder")']
-    lines += ['turns = [{"role": "user", "content": "..."}]']
-    lines += ['ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt")']
-    lines += ["print(tokenizer.decode(model.generate(**ids)[0]))"]
-    lead = "The chat template builds the prompt that the model was trained on, also where the base has none of its own:"
-    note = f"The base, `{_base(recipe)}`, was a local folder.\n\n" if _is_local(recipe) else ""
-    return f"{note}{lead}\n\n```python\n" + "\n".join(lines) + "\n```\n"
+    Raises UserError where the code fails: a folder with such a card must not be sent anywhere.
+    """
+    blocks = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text("utf-8"), re.DOTALL)
+    code, row = blocks[-1].replace(f'"{FOLDER}"', json.dumps(str(folder))), source.rows[0]
+    write_json(scratch / "ids.json", row["input_ids"])
+    base = base_of(source.recipe)
+    if base.folder:
+        (scratch / base.name).symlink_to(base.folder)
+    ran = subprocess.run([sys.executable, "-c", code + ASKED], cwd=scratch, env=os.environ | {"HF_HUB_OFFLINE": "1"},
+                         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)  # fmt: skip
+    if ran.returncode:
+        raise UserError(
+            f"{source.recipe.folder}: the code of the adapter's README.md does not run here, so that the folder is not "
+            f"written: {(ran.stderr.strip() or f'status {ran.returncode}').splitlines()[-1]}"
+        )
+    logits = np.load(scratch / "logits.npy")
+    return parity.differences([row], reference, lambda _: logits)
 
 
 def _apart(compared: dict[str, Any]) -> str:
@@ -129,16 +125,3 @@ def _apart(compared: dict[str, Any]) -> str:
         f"{compared['positions']:,} positions of {compared['rows']} held-out rows, largest difference of a logit "
         f"{compared['largest_logit_difference']:.2g}, another first choice at {compared['disagreement']:.2%}"
     )
-
-
-def _merged(found: dict[str, Any]) -> str:
-    return str(found["sentence"]) if "sentence" in found else _apart(found)  # of an earlier version
-
-
-def _markdown(header: list[str], lines: list[list[str]]) -> str:
-    rows = [header, ["---"] * len(header), *lines]
-    return "\n".join(f"| {' | '.join(map(_cell, row))} |" for row in rows)
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")

@@ -15,6 +15,7 @@ from sft.recipe.schema import NewTokenizer, Recipe
 from sft.rows.template import read_sample, samples
 from sft.show import say, table
 from sft.tokens.opened import Opened
+from sft.tokens.tokenizer import named_revision
 
 if TYPE_CHECKING:
     from sft.memory.trace import Memory, Step
@@ -102,7 +103,7 @@ def fit(recipe: Recipe) -> Fit:
     kept = memory.trainable * torch.float32.itemsize
     base = memory.parameters - (memory.trainable if recipe.has_adapter else 0)
     name = recipe.model if isinstance(recipe.model, str) and recipe.base is None else None
-    download = model_facts.download(name, base) if name else model_facts.Download(0, True)
+    download = model_facts.download(name, base, named_revision(recipe)) if name else model_facts.Download(0, True)
     return Fit(
         memory=memory,
         rows=step.rows,
@@ -274,16 +275,25 @@ def header(recipe: Recipe) -> str:
     )
 
 
-def listing() -> str:
-    """The shipped recipes: model, parameters, template, method, and what their headers say of memory and disk."""
+def listing(width: int) -> str:
+    """The shipped recipes: model, parameters, template, method, and what their headers say of memory and disk; a line
+    each, or two where that is wider than `width` columns."""
     rows = []
     for path in shipped():
         recipe = load(path)
         said = re.search(HEADER, path.read_text("utf-8"), re.MULTILINE)
         count, peak, disk = said.groups() if said else ("?", "?", "?")
         base = recipe.model if isinstance(recipe.model, str) else "made from scratch"
-        rows.append([path.stem, base.rsplit("/", 1)[-1], count, recipe.template, training_method(recipe), peak, disk])
-    return table(["recipe", "model", "parameters", "template", "method", "peak", "disk"], rows)
+        rows.append([path.stem, base.rsplit("/", 1)[-1], recipe.template, training_method(recipe), count, peak, disk])
+    sizes = ["parameters", "peak", "disk"]
+    whole = table(["recipe", "model", "template", "method", *sizes], rows)
+    if whole.index("\n") <= width:
+        return whole
+    head, rule, *lines = table(["recipe", *sizes], [[row[0], *row[4:]] for row in rows]).splitlines()
+    about = [f"  {model}, {template}, {method}" for _, model, template, method, *_ in rows]
+    pairs = zip([head, *lines], ["  model, template, method", *about], strict=True)
+    (first, *rest) = [f"{line}\n{below}" for line, below in pairs]
+    return "\n".join([first, rule, *rest])
 
 
 def _count(number: int) -> str:
@@ -353,8 +363,7 @@ def _config(recipe: Recipe) -> tuple[str, Any]:
     if recipe.base is not None:
         return _config(recipe.base)
     if isinstance(recipe.model, str):
-        revision = (recipe.trainer.get("model_init_kwargs") or {}).get("revision", "main")
-        config, source = model_facts.config(recipe.model, revision)
+        config, source = model_facts.config(recipe.model, named_revision(recipe))
         return source, config
     vocabulary = recipe.model.get("vocab_size")
     if vocabulary is None and isinstance(recipe.tokenizer, NewTokenizer):

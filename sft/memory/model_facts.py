@@ -7,21 +7,19 @@ its weights are published in. What the hub or its cache says comes first where i
 import json
 import os
 import re
-import socket
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import urlsplit
 
 from sft import UserError
 from sft.files import write_json
+from sft.hub import PATIENCE_SECONDS, advice, check_weights, offline
+from sft.show import say
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 FOLDER = Path(__file__).with_name("models")
-PATIENCE_SECONDS = 2.0
-"""How long the hub is waited for."""
 NOT_OF_SHAPE = {"architectures", "auto_map", "transformers_version", "dtype", "torch_dtype", "use_cache",
                 "_name_or_path", "bos_token_id", "eos_token_id", "pad_token_id", "initializer_range",
                 "task_specific_params"}  # fmt: skip
@@ -52,25 +50,29 @@ def config(model: str, revision: str = "main") -> tuple["PreTrainedConfig", str]
     if (fact := known(model)) is not None:
         return AutoConfig.for_model(**fact["config"]), "sft/memory/models"
     raise UserError(
-        f"{model}: the hub cannot be reached, and its config is not among those shipped; put its config.json "
+        f"{model}: has no config.json that can be read, and its config is not among those shipped; put it "
         "into a folder and name that: model=path/to/folder"
     )
 
 
-def download(model: str, parameters: int) -> Download:
-    """The size of a model's weights as they are published."""
+def download(model: str, parameters: int, revision: str = "main") -> Download:
+    """The size of a model's weights as they are published. Raises UserError where they are not to be had."""
     folder = Path(model)
     if folder.is_dir():
+        check_weights(model, os.listdir(model))
         return Download(sum(file.stat().st_size for file in folder.glob("*.safetensors")), True)
     if not offline():
         from huggingface_hub import HfApi
 
         try:
-            files = HfApi().model_info(model, files_metadata=True, timeout=PATIENCE_SECONDS).siblings or []
-            if size := sum(file.size or 0 for file in files if file.rfilename.endswith(".safetensors")):
-                return Download(size, True)
+            found = HfApi().model_info(model, revision=revision, files_metadata=True, timeout=PATIENCE_SECONDS)
         except Exception:  # the hub client raises dozens of classes, and each means that the hub does not say
-            pass
+            files = []
+        else:
+            files = found.siblings or []
+        check_weights(model, [file.rfilename for file in files])
+        if size := sum(file.size or 0 for file in files if file.rfilename.endswith(".safetensors")):
+            return Download(size, True)
     fact = known(model)
     wide = fact is None or fact["published"] == "float32"
     return Download(parameters * (4 if wide else 2), False)
@@ -109,26 +111,21 @@ def known(model: str) -> dict[str, Any] | None:
     return next((json.loads(path.read_text("utf-8")) for path in files if path.is_file()), None)
 
 
-@cache
-def offline() -> bool:
-    """Whether the hub is not to be asked, or does not answer: its client would try again for half a minute."""
-    from huggingface_hub.constants import ENDPOINT, is_offline_mode
-
-    if is_offline_mode():
-        return True
-    address = urlsplit(ENDPOINT)
-    try:
-        socket.create_connection((address.hostname or "", address.port or 443), PATIENCE_SECONDS).close()
-    except OSError:
-        return True
-    return False
-
-
 def _from_hub(model: str, revision: str) -> str | None:
-    """The hub's config.json as a file in the cache, or None where neither has it."""
+    """The hub's config.json as a file in the cache, or None where it is not to be had and the facts are shipped.
+
+    Raises UserError where the hub has no such model or revision, and where nothing is known of it here.
+    """
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
 
     try:
         return hf_hub_download(model, "config.json", revision=revision, local_files_only=offline())
-    except Exception:  # the hub client raises dozens of classes, each of which means that it is not to be had
+    except Exception as error:  # the hub client raises dozens of classes
+        said = advice(model, "model", revision, error)
+        wrong = isinstance(error, HfHubHTTPError) and not isinstance(error, GatedRepoError)
+        if said and (wrong or known(model) is None):
+            raise UserError(said) from error
+        if said and not offline():
+            say(f"{said} (What it takes is known here.)")
         return None

@@ -136,6 +136,7 @@ def open_adapter(model: Any, folder: Path, name: str = "default") -> Any:
 def save_adapter(model: Any, folder: Path, name: str = "default") -> None:
     """Write an adapter: the default one into the folder itself, any other into a folder of its name below it."""
     model.save_pretrained(folder, selected_adapters=[name], save_embedding_layers=False)  # else peft asks the hub
+    (folder / "README.md").unlink(missing_ok=True)  # peft's form of a card, with nothing filled in
 
 
 def has_adapter(model: Any) -> bool:

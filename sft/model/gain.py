@@ -119,14 +119,14 @@ def _share(gain: parity.Found, base: Sequence[float], tuned: Sequence[float]) ->
 def problems(trained: Trained, folder: Written) -> list[str]:
     """Why the folder is not the trained model, a sentence each. What is not a number is past every limit."""
     found, dtype = [], folder.dtype
-    bound = _bound(trained, dtype)
-    if not trained.as_scored["relative_difference"] <= _bound(trained, trained.scored_in):
+    limit = bound(trained.moved.get(dtype))
+    if not trained.as_scored["relative_difference"] <= bound(trained.moved.get(trained.scored_in)):
         found.append(f"the model as it was scored is {_apart(trained.as_scored)} from base and adapter in float32")
     if not folder.sum_error <= EXACT:
         found.append(f"a layer with the adapter in its weight is {folder.sum_error:.2g} from the layer beside it")
-    if not folder.rounding["relative_difference"] <= bound:
+    if not folder.rounding["relative_difference"] <= limit:
         found.append(
-            f"its weights are {_apart(folder.rounding)} from the trained model, where {bound:.2g} is tolerated"
+            f"its weights are {_apart(folder.rounding)} from the trained model, where {limit:.2g} is tolerated"
         )
     share = weights_keep(trained, folder)
     if share and not (share.low >= 1 - KEPT and share.high <= 1 + KEPT):
@@ -135,8 +135,8 @@ def problems(trained: Trained, folder: Written) -> list[str]:
         found.append(f"its loss on outputs is {folder.rounding['loss_difference']:.2g} from the trained model's")
     if not np.isfinite(folder.arithmetic["relative_difference"]):
         found.append(f"it computes what is not a number in {dtype}: its activations leave the range")
-    elif not folder.arithmetic["relative_difference"] <= bound:
-        found.append(f"computing in {dtype} moves it by {_apart(folder.arithmetic)}, where {bound:.2g} is tolerated")
+    elif not folder.arithmetic["relative_difference"] <= limit:
+        found.append(f"computing in {dtype} moves it by {_apart(folder.arithmetic)}, where {limit:.2g} is tolerated")
     return found
 
 
@@ -150,9 +150,9 @@ def sentence(trained: Trained, folder: Written) -> str:
     )
 
 
-def _bound(trained: Trained, dtype: str) -> float:
-    """How far a model may be from another in this dtype, as a share of the logits' spread."""
-    return EXACT if dtype == "float32" else max(EXACT, TIMES_THE_BASE * trained.moved[dtype]["relative_difference"])
+def bound(moved: parity.Found | None) -> float:
+    """How far two models may be apart, as a share of the logits' spread, where arithmetic moves the base so far."""
+    return max(EXACT, TIMES_THE_BASE * moved["relative_difference"]) if moved else EXACT
 
 
 def _apart(found: parity.Found) -> str:

@@ -1,6 +1,7 @@
 """Base model and quantisation of a recipe, each checked after it was made; and the model that its training left."""
 
 import ctypes
+import os
 import platform
 import sys
 from collections.abc import Sequence
@@ -8,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft import UserError
+from sft.hub import check_published, not_cached, offline
 from sft.model.adapter import check_layer_names, open_adapter
 from sft.recipe import Recipe
 from sft.run import check_files, check_language_model
 from sft.tokens.codec import Codec
-from sft.tokens.tokenizer import unreachable
+from sft.tokens.tokenizer import base_commit, named_revision, unreachable
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
@@ -67,16 +69,14 @@ def load_base(
         set_seed(int(recipe.trainer.get("seed", 42)))
         return AutoModelForCausalLM.from_config(_config(recipe, tokenizer)).to(device(recipe))
 
-    options = _options(recipe, training)
-    if recipe.quantization != "none":
-        options["quantization_config"] = quantization_config(recipe.quantization)
-    options.setdefault("device_map", {"": device(recipe)})
     try:
+        options = _options(recipe, training)
+        if recipe.quantization != "none":
+            options["quantization_config"] = quantization_config(recipe.quantization)
+        options.setdefault("device_map", {"": device(recipe)})
         model = AutoModelForCausalLM.from_pretrained(_name(recipe), use_safetensors=True, **options)
     except Exception as error:
-        missing = isinstance(error, OSError) and "safetensors" in str(error)
-        message = _no_safetensors(_name(recipe)) if missing else unreachable(_name(recipe), "model", error)
-        raise UserError(message) from error
+        raise _refused(recipe, "model", error) from error
     if recipe.quantization != "none":
         _check_quantized(model, _name(recipe), training or exact)
     return model
@@ -104,7 +104,7 @@ def load_classifier(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast", classe
                 _name(recipe), config=config, use_safetensors=True, **_options(recipe, training=True)
             )
     except Exception as error:  # as above, or an architecture without such a head
-        raise UserError(unreachable(_name(recipe), "model with a head for classes", error)) from error
+        raise _refused(recipe, "model with a head for classes", error) from error
     return model.to(device(recipe))
 
 
@@ -167,8 +167,9 @@ def without_bars() -> None:
 
 
 def _options(recipe: Recipe, training: bool) -> dict[str, Any]:
-    """What the weights are loaded with: the recipe's settings, in place of our type of them."""
-    return {"dtype": _dtype(recipe, training)} | (recipe.trainer.get("model_init_kwargs") or {})
+    """What the weights are loaded with: the recipe's settings, in place of our type of them, and the base's commit."""
+    settings = recipe.trainer.get("model_init_kwargs") or {}
+    return {"dtype": _dtype(recipe, training)} | settings | {"revision": base_commit(recipe)}
 
 
 def _dtype(recipe: Recipe, training: bool = False) -> Any:
@@ -201,17 +202,13 @@ def keep_freed_memory() -> None:
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def _no_safetensors(name: str) -> str:
-    """The message for weights that are there as pickles alone: loading a pickle runs the code that is in it."""
-    convert = (
-        "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; "
-        f"M.from_pretrained({name!r}, use_safetensors=False).save_pretrained('converted'); "
-        f"T.from_pretrained({name!r}).save_pretrained('converted')"
-    )
-    return (
-        f"{name}: has no safetensors, and a pickle is not loaded, as that runs the code in it; where you trust its "
-        f'publisher, convert it once with `python -c "{convert}"` and write model=converted'
-    )
+def _refused(recipe: Recipe, what: str, error: Exception) -> UserError:
+    """The error for weights that could not be loaded; raises that of a model whose weights are pickles alone."""
+    name = _name(recipe)
+    check_published(name, named_revision(recipe))
+    if offline() and not os.path.isdir(name) and "safetensors" in str(error):  # transformers names the file it misses
+        return UserError(not_cached(name))
+    return UserError(unreachable(name, what, error, named_revision(recipe)))
 
 
 def _name(recipe: Recipe) -> str:
@@ -226,11 +223,10 @@ def _config(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast") -> "PreTrained
     from transformers import AutoConfig
 
     if not isinstance(recipe.model, dict):
-        options = recipe.trainer.get("model_init_kwargs") or {}
         try:
-            return AutoConfig.from_pretrained(_name(recipe), revision=options.get("revision", "main"))
+            return AutoConfig.from_pretrained(_name(recipe), revision=base_commit(recipe))
         except Exception as error:  # the hub client raises dozens of classes
-            raise UserError(unreachable(_name(recipe), "model", error)) from error
+            raise UserError(unreachable(_name(recipe), "model", error, named_revision(recipe))) from error
     ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     try:
         return AutoConfig.for_model(**({"vocab_size": len(tokenizer)} | ids | recipe.model))

@@ -14,6 +14,7 @@ from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from sft import UserError
+from sft.hub import is_more_than_an_id, place
 from sft.recipe.checks import contradictions, library_problems
 from sft.recipe.fields import LIBRARIES, shown
 from sft.recipe.messages import invalid
@@ -29,7 +30,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Paths in it are looked for from the working directory, then from the recipe's own folder, and become absolute.
     Raises UserError with every mistake of the file at once.
     """
-    return _load(Path(path), overrides, ())
+    return _load(Path(path).expanduser(), overrides, ())
 
 
 def dump(recipe: Recipe) -> str:
@@ -64,12 +65,34 @@ def _load(path: Path, overrides: Sequence[str], above: tuple[Path, ...]) -> Reci
     if problems or recipe is None:
         lines = {_where(path, document, origins, loc) + ": " + text: None for loc, text in problems}
         raise UserError("\n".join(sorted(lines, key=_by_line)))
-    recipe = _with_paths(recipe, path)
+    recipe = _pinned(_with_paths(recipe, path), _where(path, document, origins, ("model",)))
     if file := next((p for p in (recipe.folder, *recipe.folder.parents) if os.path.isfile(p)), None):
         where = _where(path, document, origins, ("output",))
         raise UserError(f"{where}: `output` is {recipe.folder}, but {file} is a file; name a folder")
     base = _base(recipe, _where(path, document, origins, ("model",)), (*above, path.resolve()))
     return recipe.linked(base, _scratch(recipe, _where(path, document, origins, ("eval", "scratch"))))
+
+
+def _pinned(recipe: Recipe, where: str) -> Recipe:
+    """The recipe with the base's id in `model` alone: a revision, or the address of its page, stands there as well.
+
+    Raises UserError for an address of something else, and for two revisions. `where` is the place of the key.
+    """
+    named = recipe.model
+    if not isinstance(named, str) or os.path.exists(named) or not is_more_than_an_id(named):
+        return recipe
+    try:
+        name, revision = place(named)
+    except UserError as error:
+        raise UserError(f"{where}: `model`: {error}") from None
+    loading = recipe.trainer.get("model_init_kwargs") or {}
+    if revision and loading.get("revision", revision) != revision:
+        raise UserError(
+            f"{where}: `model` names the revision {revision}, and `trainer.model_init_kwargs.revision` is "
+            f"{loading['revision']}; write one of them"
+        )
+    settings = {"model_init_kwargs": loading | {"revision": revision}} if revision else {}
+    return recipe.model_copy(update={"model": name, "trainer": recipe.trainer | settings})
 
 
 def _base(recipe: Recipe, where: str, above: tuple[Path, ...]) -> Recipe | None:
@@ -211,6 +234,7 @@ def _with_paths(recipe: Recipe, path: Path) -> Recipe:
     """The recipe with every path that exists made absolute, and its output named."""
 
     def absolute(name: str) -> str:
+        name = os.path.expanduser(name)
         for folder in (Path.cwd(), path.parent):
             if os.path.exists(folder / name):  # unlike Path.exists, it takes names too long for a file as well
                 return os.path.abspath(folder / name)
@@ -219,7 +243,8 @@ def _with_paths(recipe: Recipe, path: Path) -> Recipe:
     data = recipe.data.model_copy(
         update={"train": absolute(recipe.data.train), "test": recipe.data.test and absolute(recipe.data.test)}
     )
-    update: dict[str, Any] = {"data": data, "output": os.path.abspath(recipe.output or Path("runs") / path.stem)}
+    output = recipe.output or os.path.join("runs", path.stem)
+    update: dict[str, Any] = {"data": data, "output": os.path.abspath(os.path.expanduser(output))}
     if isinstance(recipe.model, str):
         update["model"] = absolute(recipe.model)
     if isinstance(recipe.tokenizer, str):

@@ -18,7 +18,7 @@ class Data(Section):
 
     train: Text
     """A file (.jsonl .json .csv .tsv .parquet .txt), a folder of such files, a `.py` file with a function
-    `rows(split, **options)`, or a data set on the hub."""
+    `rows(split, **options)`, or a data set on the hub (`org/name`, `org/name@revision` or the address of its page)."""
 
     test: Text | None = None
     """Held-out rows, named like `train`. Without it, `test_fraction` of `train` is held out."""
@@ -146,7 +146,8 @@ class Recipe(Section):
     """One run, whole."""
 
     model: Text | dict[str, Any]
-    """Base model: an id on the hub, a local folder, or another recipe (`recipes/x.yaml`), which is built first.
+    """Base model: an id on the hub (`org/name`, `org/name@revision` or the address of its page), a local folder, or
+    another recipe (`recipes/x.yaml`), which is built first.
     A mapping (`{model_type: gpt2, n_layer: 4, ...}`) is a new model, trained from scratch."""
 
     template: Text

@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import Any
 
 from sft import UserError
+from sft.hub import Place, is_address, place, why
 from sft.recipe.fields import shown
 from sft.recipe.schema import Data
 from sft.rows.watch import content_of, is_library
@@ -159,10 +160,26 @@ def _read_source(source: str, data: Data, split: str) -> Iterator[Record]:
             yield from _generated(path, data, split)
         else:
             yield from READERS[path.suffix.lower()](path, data)
-    elif path.suffix.lower() in (*READERS, ".py") or source.startswith((".", "/", "~")) or source.count("/") > 1:
-        raise UserError(f"{source}: no such file, from {Path.cwd()}; name an existing file in `data.{split}`")
     else:
         yield from _hub(source, data, split)
+
+
+def check_sources(data: Data) -> None:
+    """Raise UserError for a data file or folder that is not there, before anything is fetched or read."""
+    for split in ("train", "test") if data.test else ("train",):
+        source = data.train if split == "train" or data.test is None else data.test
+        if not os.path.exists(source):
+            _on_hub(source, split)
+
+
+def _on_hub(source: str, split: str) -> Place:
+    """The data set on the hub that is meant. Raises UserError for the name of a file, and for another address."""
+    if is_address(source):
+        return place(source, "dataset")
+    suffixed = Path(source).suffix.lower() in (*READERS, ".py")
+    if suffixed or source.startswith((".", "/", "~")) or source.count("/") > 1:
+        raise UserError(f"{source}: no such file, from {Path.cwd()}; name an existing file in `data.{split}`")
+    return place(source, "dataset")
 
 
 def _text(path: Path, data: Data) -> Iterator[str]:
@@ -380,16 +397,17 @@ def _saved_dataset(path: Path, data: Data, split: str) -> Iterator[Record]:
         yield f"{path}: row {number}", record
 
 
-def _hub(name: str, data: Data, split: str) -> Iterator[Record]:
+def _hub(source: str, data: Data, split: str) -> Iterator[Record]:
+    (name, revision), wanted = _on_hub(source, split), data.train_split if split == "train" else data.test_split
     import datasets
 
-    wanted = data.train_split if split == "train" else data.test_split
     try:
-        loaded = datasets.load_dataset(name, data.subset, split=wanted)
+        loaded = datasets.load_dataset(name, data.subset, split=wanted, revision=revision)
     except Exception as error:  # the hub client raises dozens of classes; each is the user's to act on
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"{name}: no such file here, and no such data set could be read from the hub ({reason}); "
+            why(name, "dataset", revision, error)
+            or f"{name}: is no file here, and as a data set of the hub it cannot be read ({reason}); "
             f"name a local file or folder in `data.{split}`"
         ) from error
     for number, record in enumerate(loaded, 1):

@@ -21,6 +21,8 @@ Penalty = Annotated[float, Field(ge=0.01, le=100)]
 """Scores are divided by it: what overflows could fail the step that it shares with other answers."""
 Temperature = Annotated[float, Field(ge=0, allow_inf_nan=False), AfterValidator(lambda t: t if t > 1e-4 else 0.0)]
 """The same; so near to 0, it means 0."""
+Empty = Annotated[list[Any], Field(max_length=0)]
+Zero = Annotated[float, Field(ge=0, le=0)]
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 
 
@@ -60,9 +62,13 @@ class Asked(Strict):
     user: str = ""
     metadata: dict[str, str] = {}
     store: bool = False
-    frequency_penalty: Literal[0] = 0
+    safety_identifier: str = ""
+    prompt_cache_key: str = ""
+    service_tier: Literal["auto", "default"] = "auto"
     """This and what follows is accepted where it asks for nothing."""
-    presence_penalty: Literal[0] = 0
+    frequency_penalty: Zero = 0
+    presence_penalty: Zero = 0
+    logit_bias: dict[str, Zero] = {}
     logprobs: Literal[False] = False
 
 
@@ -70,6 +76,7 @@ class Completion(Asked):
     prompt: str | None = None
     """The template's whole prompt, as a text."""
     echo: Literal[False] = False
+    suffix: Literal[""] = ""
     best_of: Literal[1] = 1
 
 
@@ -82,14 +89,33 @@ class Turn(Strict):
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[TextPart]
     name: str = ""
+    refusal: None = None
+    """This and what follows stands, empty, in answers that a client sends back as turns."""
+    audio: None = None
+    function_call: None = None
+    annotations: Empty | None = None
+    tool_calls: Empty | None = None
 
     def text(self) -> str:
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
+class TextFormat(Strict):
+    type: Literal["text"]
+
+
 class Chat(Asked):
     messages: list[Turn] = Field(default=[], max_length=1000)
     max_completion_tokens: int | None = Field(default=None, ge=1)
+    response_format: TextFormat | None = None
+    """This and what follows is accepted where it asks for nothing."""
+    modalities: list[Literal["text"]] = []
+    tools: Empty = []
+    tool_choice: Literal["none", "auto"] = "none"
+    parallel_tool_calls: bool = False
+    functions: Empty = []
+    function_call: Literal["none", "auto"] = "none"
+    top_logprobs: Literal[0] = 0
 
 
 class RequestRefused(HTTPException):

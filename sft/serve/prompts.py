@@ -9,7 +9,7 @@ from sft.rows.template import read_prompt
 from sft.serve.api import Chat, Completion, RequestRefused
 from sft.tokens.codec import Codec
 from sft.tokens.opened import Opened
-from sft.write.ask import prompt_ids, row_of
+from sft.write.ask import prompt_ids, row_of, takes_turns
 from sft.write.stream import Text
 
 
@@ -78,7 +78,7 @@ def chat_ids(opened: Opened, asked: Chat) -> list[int]:
     turns = [{"role": roles.get(turn.role, turn.role), "content": turn.text()} for turn in asked.messages]
     if turns[-1]["role"] != "user":
         raise RequestRefused(400, "the last turn is the user's; the model writes what follows", param="messages")
-    if _takes_turns(template):
+    if takes_turns(template):
         return _ids(codec, read_prompt(template, {next(iter(template.fields)): turns}, "the messages"))
     if codec.chat:
         return _ids(codec, [*turns[:-1], *_last_turns(template, turns[-1]["content"])])
@@ -103,11 +103,6 @@ def _ids(codec: Codec, prompt: Prompt) -> list[int]:
             400, f"the text holds {name[0]}, which the chat template would take for a token of its own"
         )
     return codec.prompts([prompt])[0]
-
-
-def _takes_turns(template: Template) -> bool:
-    """Whether the template's first field is a conversation. The example shows it."""
-    return isinstance(template.example.get(next(iter(template.fields))), list)
 
 
 def _last_turns(template: Template, content: str) -> list[Message]:

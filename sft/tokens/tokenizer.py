@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 from data_templates import Template, Vocabulary
 from sft import UserError
 from sft.files import read_json, whole_folder, write_json
+from sft.hub import commit, is_more_than_an_id, place, why
 from sft.recipe import Recipe
 from sft.recipe.schema import NewTokenizer, VocabularyFile
 from sft.rows.read import contents
@@ -45,12 +47,15 @@ def load_tokenizer(recipe: Recipe, loaded: Loaded, vocabulary: Vocabulary | None
             raise UserError(f"{recipe.model}: this base is not trained yet; run ./launch.sh {recipe.model} first")
     else:
         name = recipe.tokenizer or str(recipe.model)
+    revision = named_revision(recipe) if name == recipe.model else "main"
+    if not os.path.exists(name) and is_more_than_an_id(name):
+        name, tokenizer_revision = place(name)
+        revision = tokenizer_revision or "main"
     try:
-        options = recipe.trainer.get("model_init_kwargs") or {}
-        revision = options.get("revision", "main") if name == recipe.model else "main"
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+        pinned = base_commit(recipe) if name == recipe.model else revision
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=pinned)
     except Exception as error:  # the hub client, the tokenizers library and sentencepiece each raise their own classes
-        raise UserError(unreachable(name, "tokenizer", error)) from error
+        raise UserError(unreachable(name, "tokenizer", error, revision)) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise UserError(
             f"{name}: its tokenizer has no tokenizer.json; convert it with "
@@ -69,7 +74,34 @@ def load_tokenizer(recipe: Recipe, loaded: Loaded, vocabulary: Vocabulary | None
     return tokenizer
 
 
-def unreachable(name: str, what: str, error: Exception) -> str:
+def named_revision(recipe: Recipe) -> str:
+    """The branch, tag or commit of the base that the recipe names."""
+    return str((recipe.trainer.get("model_init_kwargs") or {}).get("revision", "main"))
+
+
+def base_commit(recipe: Recipe) -> str:
+    """The commit of a base on the hub: the one that the run in the recipe's folder was trained on, else the one that
+    its revision means now. For a base in a folder, the revision as it is named.
+
+    Raises as the hub's client.
+    """
+    if not isinstance(recipe.model, str) or os.path.exists(recipe.model):
+        return named_revision(recipe)
+    trained = recipe.folder / "train.json"
+    kept = read_json(trained).get("base") if trained.is_file() else None
+    if kept and (kept["model"], kept["revision"]) == (recipe.model, named_revision(recipe)):
+        return str(kept["commit"])
+    return commit(recipe.model, named_revision(recipe))
+
+
+def described_base(recipe: Recipe) -> dict[str, str] | None:
+    """A base on the hub: its id, the revision that the recipe names, and the commit that this is. None for others."""
+    if not isinstance(recipe.model, str) or os.path.exists(recipe.model):
+        return None
+    return {"model": recipe.model, "revision": named_revision(recipe), "commit": base_commit(recipe)}
+
+
+def unreachable(name: str, what: str, error: Exception, revision: str = "main") -> str:
     """The message for a model or tokenizer that could not be loaded, locally or from the hub."""
     reason = " ".join(str(error).split())[:300] or type(error).__name__
     if (Path(name) / "run.json").is_file():
@@ -82,9 +114,9 @@ def unreachable(name: str, what: str, error: Exception) -> str:
         return f"{name}: is not the folder of a tokenizer; a vocabulary of your own is named tokenizer={{vocab: ...}}"
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         return f"{name}: no such folder; `model` is a local folder, an id on the hub, or a recipe"
-    return (
-        f"{name}: the {what} could not be fetched from the hub ({reason}); check the id and the network, "
-        "or put the model into a folder and name that: model=path/to/folder"
+    return why(name, "model", revision, error) or (
+        f"{name}: the {what} of this id on the hub cannot be loaded: {reason}; put a model that can into a folder and "
+        "name that: model=path/to/folder"
     )
 
 

@@ -12,6 +12,7 @@ from sft.memory.fit import predicted
 from sft.memory.trace import ParameterCount
 from sft.recipe import Recipe
 from sft.show import say
+from sft.tokens.tokenizer import described_base
 
 RECORDED_VERSIONS = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "evaluate", "bitsandbytes")
 
@@ -32,6 +33,7 @@ def record(recipe: Recipe, trainer: Any, seconds: float, checkpoint: str | None)
         "trainable_parameters": count.trainable, "parameters": count.total,
         "tokens_seen": trainer.tokens_seen * trainer.args.world_size,
         "log": trainer.state.log_history,
+        "base": described_base(recipe),
         "files": sizes(recipe.trained), "sha256": checksums(recipe.trained),
         "versions": {name: version(name) for name in RECORDED_VERSIONS} | {"python": sys.version.split()[0]},
     }  # fmt: skip

@@ -7,7 +7,7 @@ from pathlib import Path
 from accelerate import PartialState
 from transformers import PreTrainedTokenizerFast, Trainer
 
-from sft.files import whole_folder, write_json
+from sft.files import whole_folder, write_json, write_text
 from sft.model.adapter import save_adapter, without_copies
 from sft.model.load import check_model, decoding, keep_freed_memory
 from sft.recipe import Recipe
@@ -15,7 +15,7 @@ from sft.run import claim, finished
 from sft.show import say
 from sft.tokens.check import refuse
 from sft.tokens.opened import Opened
-from sft.train import classification, language_modelling
+from sft.train import card, classification, language_modelling
 from sft.train.arguments import arguments, use_all_cores
 from sft.train.checkpoints import check_finite, last_whole_checkpoint
 from sft.train.choices import by_machine, settle
@@ -61,6 +61,8 @@ def _run(ready: Ready, tokenizer: PreTrainedTokenizerFast) -> Path:
     if trainer.is_world_process_zero():
         _save(recipe, trainer, tokenizer)
         write_json(recipe.folder / "train.json", record(recipe, trainer, seconds, checkpoint) | ready.about)
+        if recipe.has_adapter and recipe.task == "language_modelling":
+            write_text(recipe.trained / "README.md", card.of_run(recipe))
         shutil.rmtree(str(args.output_dir), ignore_errors=True)
         say(f"{recipe.trained}: written, {seconds:.0f} s of training")
     trainer.accelerator.wait_for_everyone()

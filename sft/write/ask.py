@@ -153,6 +153,37 @@ def from_terminal(template: Template) -> Iterator[str | Row]:
         yield {name: _value(line) for name, line in zip(fields, lines, strict=True) if line}
 
 
+class Conversation:
+    """What a person and the model said so far, where the template reads conversations."""
+
+    def __init__(self, template: Template) -> None:
+        self._field = next(iter(template.fields))
+        self._turns: list[dict[str, str]] = []
+
+    def questions(self) -> Iterator[Row]:
+        """The turns up to each line that is typed."""
+        say("the turns so far are remembered; an empty line begins a new conversation")
+        for line in typed("> "):
+            if line.strip():
+                self._turns.append({"role": "user", "content": line})
+                yield {self._field: [*self._turns]}
+            else:
+                self._turns.clear()
+
+    def answered(self, text: str) -> None:
+        """Remember an answer; where there is none, the question is forgotten, as a template reads no empty turns."""
+        if text.strip():
+            self._turns.append({"role": "assistant", "content": text})
+        else:
+            self._turns.pop()
+
+
+def takes_turns(template: Template) -> bool:
+    """Whether the template's first field is a conversation. The example shows it."""
+    turns = template.example.get(next(iter(template.fields)))
+    return isinstance(turns, list) and all(isinstance(turn, dict) for turn in turns)
+
+
 def typed(*signs: str) -> Iterator[str]:
     """Lines from the terminal after each of these signs in turn, until Ctrl-D."""
     import readline  # noqa: F401  # with it, input() has a history and can be edited
