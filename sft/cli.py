@@ -60,6 +60,9 @@ COMMANDS = {
     },
 }
 """Commands in the order in which a person uses them."""
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+ROUTES = ("dequantized", "original")
+"""How a model is merged; `sft.merge.MergeOptions` says what they mean."""
 ABOUT = {name: text for group in COMMANDS.values() for name, text in group.items()}
 
 
@@ -168,10 +171,9 @@ def _add_merge(commands: Any) -> None:
         type=os.path.expanduser,
         help="a recipe or run, or several; and KEY=VALUE",
     )
-    merge.add_argument("--route", choices=["dequantized", "original"], default="dequantized",
-                       help="what a quantised run's adapter is added to")  # fmt: skip
-    merge.add_argument("--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto",
-                       help="of the weights; that of the base unless given")  # fmt: skip
+    merge.add_argument("--route", choices=ROUTES, default=ROUTES[0], help="what a quantised run's adapter is added to")
+    merge.add_argument("--dtype", choices=DTYPES, default=DTYPES[0],
+                       help="of the weights; the smallest that keeps the gain unless given")  # fmt: skip
     merge.add_argument("--score", action="store_true", help="compare both models by the template's metrics, too")
     merge.add_argument("--shard", type=_size, default="5GB", metavar="SIZE", help="largest file of weights")
     merge.add_argument("--output", metavar="FOLDER", type=os.path.expanduser, help="runs/NAME/merged unless given")
@@ -216,6 +218,9 @@ def _add_export(commands: Any) -> None:
     ):
         export.add_argument(f"--{name}", dest="option", action="append", metavar=metavar, help=text,
                             type=partial(_named, name))  # fmt: skip
+    for name, choices in (("dtype", DTYPES), ("route", ROUTES)):
+        export.add_argument(f"--{name}", choices=choices,
+                            help="as of `sft merge`; that of the merged folder that is there unless given")  # fmt: skip
     export.set_defaults(run=_export)
 
 
@@ -486,7 +491,8 @@ def _export(options: argparse.Namespace) -> int:
     recipe = _load(options)
     from sft.export import export
 
-    problems = export(recipe, options.to, dict(options.option))
+    merging = {name: value for name in ("dtype", "route") if (value := getattr(options, name))}
+    problems = export(recipe, options.to, dict(options.option), merging)
     for problem in problems:
         print(f"sft: past the tolerance: {problem}", file=sys.stderr)
     return 1 if problems else 0

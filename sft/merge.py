@@ -38,7 +38,6 @@ from sft.write.predict import predict, rows_to_ask
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-ROUTES = ("dequantized", "original")
 JUDGED = ("judged by", "gain")
 """What tells folders apart from those of earlier versions, whose parity.json holds other figures."""
 UNEQUAL = "NOT_THE_TRAINED_MODEL.txt"
@@ -216,7 +215,7 @@ def _write(job: _Job, folder: Path, score: Scorer | None) -> dict[str, Any]:
         "dtype": dtype,
         "route": options.route if recipe.quantization != "none" else None,
         "bytes": sum(file.stat().st_size for file in folder.glob("*.safetensors")),
-        "asked": options.dtype != "auto" or options.route != ROUTES[0],
+        "asked": options.dtype != "auto" or options.route != "dequantized",
         "problems": wrong,
         "refused": refused,
         "table": lines(trained, written),

@@ -343,8 +343,8 @@ PROMISES = (
     promise(
         "the adapter is added to the dequantised base",
         "sft/merge.py",
-        'options.route == "dequantized":',
-        'options.route == "never":',
+        'and route == "dequantized":',
+        'and route == "never":',
         "test_merge.py::test_every_architecture_is_the_trained_model_after_merging_saving_and_loading[llama-4bit]",
     ),
     promise(
@@ -355,6 +355,41 @@ PROMISES = (
         "test_merge.py::test_the_sum_of_base_and_adapter_is_rounded_once",
     ),
     promise(
+        "a base of 32 bits is not rounded before the sum",
+        "sft/merge.py",
+        'stored if stored == "float32" else dtype',
+        "dtype",
+        "test_merge.py::test_the_sum_of_base_and_adapter_is_rounded_once",
+    ),
+    promise(
+        "a dtype is judged by what its weights keep of the gain",
+        "sft/model/gain.py",
+        "    if share and not (",
+        "    if False and not (",
+        "test_merge.py::test_a_dtype_that_loses_the_gain_is_passed_over",
+    ),
+    promise(
+        "a dtype in which activations overflow is passed over",
+        "sft/model/gain.py",
+        'if not np.isfinite(folder.arithmetic["relative_difference"])',
+        "if False",
+        "test_merge.py::test_a_dtype_whose_range_the_activations_leave_is_passed_over",
+    ),
+    promise(
+        "an embedding with an adapter no longer shares its weight with the head",
+        "sft/model/adapter.py",
+        "        _own_weight(base, plain)\n",
+        "",
+        "test_merge.py::test_an_adapter_of_an_embedding_that_the_head_shares_merges",
+    ),
+    promise(
+        "an export does not undo a merge",
+        "sft/export/__init__.py",
+        'options_of(recipe.folder / "merged") or MergeOptions()',
+        "MergeOptions()",
+        "test_export.py::test_an_export_keeps_the_merged_folder_that_is_there",
+    ),
+    promise(
         "each adapter has its own weight in a sum",
         "sft/model/adapter.py",
         "weights, density = list(mix.weights), mix.density",
@@ -363,9 +398,9 @@ PROMISES = (
     ),
     promise(
         "an adapter that changes nothing is refused",
-        "sft/model/adapter.py",
-        "    if not changed:",
-        "    if False:",
+        "sft/merge.py",
+        "        if not changed:",
+        "        if False:",
         "test_merge.py::test_an_adapter_that_changes_nothing_is_an_error_and_leaves_nothing",
     ),
     promise(
@@ -377,9 +412,9 @@ PROMISES = (
     ),
     promise(
         "the tolerance is too small for another base's weights",
-        "sft/model/parity.py",
-        '"bfloat16": {"relative_difference": 2.5e-2, "loss_difference": 5e-3}',
-        '"bfloat16": {"relative_difference": 2.5, "loss_difference": 5.0}',
+        "sft/model/gain.py",
+        "EXACT = 1e-4",
+        "EXACT = 1.0",
         "test_merge.py::test_the_original_route_is_not_the_trained_model_and_says_so",
     ),
     promise(

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file
 
 from sft import UserError
 from sft.cli import main
@@ -387,3 +388,25 @@ def test_the_command_line_exports_and_says_what_is_wrong(
 def test_every_target_is_a_file_of_the_package() -> None:
     folder = Path(__file__).parents[1] / "sft" / "export"
     assert target_names() == sorted({path.stem for path in folder.glob("*.py")} - {"__init__", "_to_gguf"})
+
+
+def test_an_export_keeps_the_merged_folder_that_is_there(
+    trained: Callable[..., Recipe], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = str(trained("llama", "sentencepiece_like", {"hidden_size": 64}).folder)
+    weights = Path(run) / "merged" / "model.safetensors"
+    assert main(["merge", run, "--dtype", "float32"]) == 0
+    before = weights.stat().st_mtime_ns
+    assert main(["export", run, "--to", "safetensors"]) == 0
+    assert weights.stat().st_mtime_ns == before
+    assert {str(w.dtype) for w in load_file(Path(run) / "export" / "safetensors" / "model.safetensors").values()} == {
+        "torch.float32"
+    }
+    capsys.readouterr()
+    assert main(["export", run, "--to", "safetensors", "--dtype", "bfloat16"]) in (0, 1)
+    said = capsys.readouterr().err
+    assert "holds --dtype float32 --route dequantized, and is written again as asked" in said
+    assert "export/safetensors: written" in said
+    assert {str(w.dtype) for w in load_file(weights).values()} == {"torch.bfloat16"}
+    assert main(["export", run, "--to", "adapter", "--dtype", "float32"]) == 2
+    assert "--dtype is of a merged model, and --to adapter needs none" in capsys.readouterr().err

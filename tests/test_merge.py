@@ -218,18 +218,87 @@ def test_every_kind_of_adapter_merges(runs: Path, tmp_path: Path, lora: dict[str
     assert parity_of(merge(recipe))["problems"] == []
 
 
-def test_the_sum_of_base_and_adapter_is_rounded_once(copied: Callable[[str], Recipe]) -> None:
+def test_the_sum_of_base_and_adapter_is_rounded_once(
+    runs: Path, copied: Callable[[str], Recipe], tmp_path: Path
+) -> None:
     """The base is stored in float32: rounded before it is added to, or the product of the adapter's halves in bfloat16,
     it would be another sum."""
-    recipe = copied("lora")
+    small = trained_on(stored_in(torch.bfloat16, runs, tmp_path), runs, tmp_path, "trainer.max_steps=3")
     layer = "model.layers.1.mlp.up_proj"
-    halves = load_file(recipe.trained / "adapter_model.safetensors")
-    a, b = (halves[f"base_model.model.{layer}.lora_{half}.weight"] for half in "AB")
-    config = json.loads((recipe.trained / "adapter_config.json").read_text())
-    base = load_file(load(recipe.model).trained / "model.safetensors")[f"{layer}.weight"]
-    exact = (base + config["lora_alpha"] / config["r"] * b @ a).bfloat16()
-    folder = merge(recipe, MergeOptions(dtype="bfloat16"))
-    assert torch.equal(load_file(folder / "model.safetensors")[f"{layer}.weight"], exact)
+    for recipe in (copied("lora"), small):
+        halves = load_file(recipe.trained / "adapter_model.safetensors")
+        a, b = (halves[f"base_model.model.{layer}.lora_{half}.weight"] for half in "AB")
+        config = json.loads((recipe.trained / "adapter_config.json").read_text())
+        source = recipe.base.trained if recipe.base else Path(str(recipe.model))
+        base = load_file(source / "model.safetensors")[f"{layer}.weight"]
+        exact = (base.float() + config["lora_alpha"] / config["r"] * b @ a).bfloat16()
+        folder = merge(recipe, MergeOptions(dtype="bfloat16"))
+        assert torch.equal(load_file(folder / "model.safetensors")[f"{layer}.weight"], exact)
+
+
+def stored_in(dtype: torch.dtype, runs: Path, place: Path, times: float = 1.0) -> Path:
+    """The base of the runs, stored in another dtype; and with a residual stream so many times as large, which RMSNorm
+    takes away again, so that it is the same model."""
+    shutil.copytree(runs / "base" / "model", place / "stored")
+    weights = load_file(place / "stored" / "model.safetensors")
+    grown = ("embed_tokens.weight", "o_proj.weight", "down_proj.weight")
+    weights = {n: (w * times if n.endswith(grown) else w).to(dtype) for n, w in weights.items()}
+    save_file(weights, place / "stored" / "model.safetensors", {"format": "pt"})
+    config = read_json(place / "stored" / "config.json")
+    write_json(place / "stored" / "config.json", config | {"dtype": str(dtype).removeprefix("torch.")})
+    return place / "stored"
+
+
+def trained_on(base: Path, runs: Path, place: Path, *overrides: str) -> Recipe:
+    from sft.train.stage import train
+
+    own = [f"model={base}", "quantization=none", "prompt_format=plain", f"output={place / 'run'}"]
+    recipe = load(runs / "adapter.yaml", [*own, *overrides])
+    train(recipe)
+    return recipe
+
+
+def test_a_dtype_that_loses_the_gain_is_passed_over(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A small adapter is finer than bfloat16; float16 is as small, and keeps it."""
+    recipe = trained_on(stored_in(torch.bfloat16, runs, tmp_path), runs, tmp_path, "trainer.learning_rate=6e-5")
+    folder = merge(recipe)
+    parity = parity_of(folder)
+    assert parity["problems"] == []
+    assert parity["dtype"] == "float16"
+    assert "its weights keep" in parity["refused"]["bfloat16"][0]
+    assert f"{folder}: not in bfloat16: in bfloat16 its weights keep" in capsys.readouterr().err
+    assert load_file(folder / "model.safetensors")["model.embed_tokens.weight"].dtype == torch.float16
+    assert main(["merge", str(recipe.folder), "--dtype", "bfloat16"]) == 1
+    said = capsys.readouterr().err
+    assert "holds --dtype auto --route dequantized, and is written again as asked" in said
+    assert "is not the trained model: in bfloat16 its weights keep" in said
+    assert "without --dtype and --route it is written in the smallest dtype that is the trained model" in said
+
+
+def test_a_dtype_whose_range_the_activations_leave_is_passed_over(runs: Path, tmp_path: Path) -> None:
+    """As in Gemma 3: every weight fits into float16, and what it computes does not."""
+    base = stored_in(torch.float32, runs, tmp_path, times=2**17)
+    parity = parity_of(merge(trained_on(base, runs, tmp_path, "trainer.max_steps=5")))
+    assert parity["problems"] == []
+    assert parity["dtype"] == "float32"
+    assert "not a number in float16: its activations leave the range" in " ".join(parity["refused"]["float16"])
+
+
+@pytest.mark.parametrize("targets", [["embed_tokens"], ["embed_tokens", "q_proj"]])
+def test_an_adapter_of_an_embedding_that_the_head_shares_merges(runs: Path, tmp_path: Path, targets: list[str]) -> None:
+    shutil.copytree(runs / "base" / "model", tmp_path / "tied")
+    weights = load_file(tmp_path / "tied" / "model.safetensors")
+    weights.pop("lm_head.weight", None)
+    save_file(weights, tmp_path / "tied" / "model.safetensors", {"format": "pt"})
+    config = read_json(tmp_path / "tied" / "config.json")
+    write_json(tmp_path / "tied" / "config.json", config | {"tie_word_embeddings": True})
+    wanted = [f"lora.target_modules={json.dumps(targets)}", "trainer.max_steps=5"]
+    folder = merge(trained_on(tmp_path / "tied", runs, tmp_path, *wanted), MergeOptions(dtype="float32"))
+    assert parity_of(folder)["problems"] == []
+    assert read_json(folder / "config.json")["tie_word_embeddings"] is False
+    assert "lm_head.weight" in load_file(folder / "model.safetensors")
 
 
 @pytest.mark.slow

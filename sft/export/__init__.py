@@ -4,7 +4,7 @@ import hashlib
 import importlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cached_property
 from importlib.util import find_spec
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from sft import UserError
 from sft.files import read_json, seal, sealed, whole_folder, write_json
-from sft.merge import merge
+from sft.merge import MergeOptions, merge, options_of
 from sft.model import parity
 from sft.model.artifact import load_artifact, open_artifact
 from sft.recipe import Recipe
@@ -89,8 +89,12 @@ def target_names() -> list[str]:
     return sorted(file.stem for file in Path(__file__).parent.glob("[!_]*.py"))
 
 
-def export(recipe: Recipe, targets: Sequence[str], options: Options | None = None) -> list[str]:
+def export(
+    recipe: Recipe, targets: Sequence[str], options: Options | None = None, merging: Mapping[str, Any] | None = None
+) -> list[str]:
     """Write `runs/NAME/export/TARGET` for each target, and return what of them is past its tolerance.
+
+    The merged folder that is there is taken as it is; `merging` has the `MergeOptions` that it should have instead.
 
     A target is a name, or the path of a `.py` file of the user's. A folder that is there already for the same model and
     options is kept. Raises UserError for an unknown target, for packages that are missing, and for what the target's
@@ -98,11 +102,14 @@ def export(recipe: Recipe, targets: Sequence[str], options: Options | None = Non
     """
     options = options or {}
     found = _targets(targets, options)
+    if merging and not any(target.merged for target in found):
+        raise UserError(f"--{next(iter(merging))} is of a merged model, and --to {','.join(targets)} needs none")
     check_language_model(recipe)
     check_files(recipe)
     opened = Opened(recipe)
     check_owner(opened)
-    merged = merge(recipe) if any(target.merged for target in found) else recipe.trained
+    how = replace(options_of(recipe.folder / "merged") or MergeOptions(), **(merging or {}))
+    merged = merge(recipe, how) if any(target.merged for target in found) else recipe.trained
     source = Source(opened, merged, options)
     problems = [f"{merged}: {problem}" for problem in _problems(merged)]
     for target in found:
