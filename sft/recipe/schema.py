@@ -141,6 +141,12 @@ class Check(Section):
     max_empty: float = Field(default=0.01, ge=0, le=1)
     """Rows with a field that holds nothing. An empty output is an error in any case."""
 
+    max_doubled: float = Field(default=0.0, ge=0, le=1)
+    """Rows whose answer brings a block, such as its thoughts, behind the one that the chat template puts there."""
+
+    max_lost_turns: float = Field(default=0.0, ge=0, le=1)
+    """Rows with a turn, such as the system's, that the chat template leaves out."""
+
 
 class Recipe(Section):
     """One run, whole."""

@@ -8,6 +8,7 @@ from sft import UserError
 from sft.recipe import Recipe
 from sft.tokens.account import counts_table, histogram
 from sft.tokens.codec import Codec
+from sft.tokens.conversation import DOUBLED, LOST
 from sft.tokens.example import example_by_token
 from sft.tokens.opened import Opened
 from sft.tokens.prepare import Tokens
@@ -59,8 +60,12 @@ def problems(recipe: Recipe, tokens: Tokens) -> list[str]:
         ("changed", ["changed"], "outputs are not given back by the tokenizer", "clean the texts"),
         ("duplicates", [], "rows are there more than once", "remove them"),
         ("damaged", damaged, "rows hold text that looks damaged", "mend the file"),
+        ("doubled", [DOUBLED], "answers have a block of their own behind that of the chat template",
+         "take it out of the answers, or out of the tokenizer's chat template"),
+        ("lost_turns", [LOST], "rows have a turn that the chat template leaves out",
+         "put its text into a turn of the user, or mend the tokenizer's chat template"),
         ("empty", ["empty"], "rows have an empty field", "fill it in, or remove them"),
-    ):
+    ):  # fmt: skip
         count = sum(getattr(counts, name) for counts in sides)
         limit = getattr(recipe.check, f"max_{name}")
         if count > limit * seen:

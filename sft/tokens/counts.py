@@ -11,6 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from sft.tokens.conversation import DOUBLED, LOST
+
 IDS, TEXT = pa.list_(pa.int32()), pa.string()
 FACTS = pa.schema(
     {
@@ -32,6 +34,7 @@ FACTS = pa.schema(
         "changed": pa.bool_(),
         "seam": pa.bool_(),
         "empty": TEXT,  # name of a field that holds nothing
+        "differences": pa.list_(pa.struct({"kind": TEXT, "shown": TEXT})),  # from what its chat template makes of it
         "looks": pa.list_(TEXT),  # what looks wrong in its prompt, and in its output
     }
 )
@@ -81,6 +84,12 @@ class Counts:
     """Rows with a field that holds nothing."""
     damaged: int = 0
     """Rows with a text that looks wrong."""
+    doubled: int = 0
+    """Rows whose answer has a block of its own behind that of the chat template."""
+    lost_turns: int = 0
+    """Rows with a turn that the chat template leaves out."""
+    differences: dict[str, int] = field(default_factory=dict)
+    """How rows differ from what the chat template makes of their whole conversation -> rows."""
     suspicious: dict[str, int] = field(default_factory=dict)
     """What looks wrong -> texts, of which a row has two."""
     lengths: dict[str, int] = field(default_factory=dict)
@@ -137,6 +146,13 @@ class Tally:
                 if what not in counts.examples:
                     row = _row(facts, int(i))
                     counts.examples[what] = f"{row['where']}: {_around(row, SUSPICIOUS.get(what, self._special))}"
+        differing = np.flatnonzero(pc.list_value_length(facts["differences"]).to_numpy() > 0)
+        for i, some in zip(differing, facts["differences"].take(differing).to_pylist(), strict=True):
+            for kind in {each["kind"] for each in some}:
+                counts.differences[kind] = counts.differences.get(kind, 0) + 1
+            for each in some:
+                counts.examples.setdefault(each["kind"], f"{facts['where'][int(i)]}: {each['shown']}")
+        counts.doubled, counts.lost_turns = (counts.differences.get(kind, 0) for kind in (DOUBLED, LOST))
 
     def counts(self) -> Counts:
         """The sums over all rows that were added."""

@@ -4,7 +4,7 @@ The loss falls on the output and its end token alone: `labels` repeats `input_id
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -27,6 +27,7 @@ from sft.rows.template import Loaded
 from sft.rows.unusable import refuse_unusable
 from sft.rows.watch import unchanged
 from sft.tokens.codec import Codec
+from sft.tokens.conversation import Difference
 from sft.tokens.counts import FACTS, Counts, Tally, looks
 from sft.tokens.provenance import digest, first_records, made_of
 
@@ -145,6 +146,8 @@ class _Ids(NamedTuple):
     tails: list[list[int]]
     unchanged: list[bool]
     merged: list[bool]
+    written: list[str]
+    """The prompts as they were tokenised."""
 
 
 def _facts(recipe: Recipe, template: Template, codec: Codec, split: Split) -> Iterator[pa.RecordBatch]:
@@ -184,18 +187,29 @@ def _empty(template: Template, row: Row) -> str | None:
 
 
 def _encode(codec: Codec, batch: Sequence[Sample]) -> _Ids:
+    prompts = [sample.prompt for sample in batch]
+    texts, outputs = [sample.text for sample in batch], [sample.output for sample in batch]
+    written = _rendered(batch, lambda some: codec.rendered(prompts[some]))
+    heads, tails = codec.heads(written), codec.outputs(outputs)
+    return _Ids(heads, tails, codec.unchanged(outputs, tails), codec.merged(texts, outputs, heads, tails), written)
+
+
+def _differences(codec: Codec, batch: Sequence[Sample], written: Sequence[str]) -> list[list[Difference]]:
+    prompts, outputs = [sample.prompt for sample in batch], [sample.output for sample in batch]
+    return _rendered(batch, lambda some: codec.differences(prompts[some], outputs[some], written[some]))
+
+
+def _rendered(batch: Sequence[Sample], render: Callable[[slice], list[Any]]) -> list[Any]:
+    """What a chat template makes of all samples; where it refuses one, which it does not know, the message names it."""
     try:
-        heads = codec.prompts([sample.prompt for sample in batch])
-    except UserError:  # a chat template that refuses a prompt does not know which row it is
-        for sample in batch:
+        return render(slice(None))
+    except UserError:
+        for i, sample in enumerate(batch):
             try:
-                codec.prompts([sample.prompt])
+                render(slice(i, i + 1))
             except UserError as error:
                 raise UserError(f"{sample.where}: {error}") from error
         raise
-    texts, outputs = [sample.text for sample in batch], [sample.output for sample in batch]
-    tails = codec.outputs(outputs)
-    return _Ids(heads, tails, codec.unchanged(outputs, tails), codec.merged(texts, outputs, heads, tails))
 
 
 def _look(recipe: Recipe, template: Template, codec: Codec, batch: Sequence[Sample], ids: _Ids) -> pa.RecordBatch:
@@ -238,6 +252,9 @@ def _look(recipe: Recipe, template: Template, codec: Codec, batch: Sequence[Samp
         "changed": [not same for same in ids.unchanged],
         "seam": ids.merged,
         "empty": [_empty(template, sample.row) for sample in batch],
+        "differences": [
+            [difference._asdict() for difference in some] for some in _differences(codec, batch, ids.written)
+        ],
         "looks": [looks(sample.text, special) + looks(sample.output, special) for sample in batch],
     }
     return pa.RecordBatch.from_pydict(columns, schema=FACTS)
