@@ -1,8 +1,9 @@
 """The account of all rows, for the terminal: a line, a table, a histogram."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import chain
 
+from sft.rows.notes import Note
 from sft.show import table
 from sft.tokens.counts import Counts
 
@@ -51,6 +52,11 @@ def counts_table(sides: Mapping[str, Counts]) -> str:
     for side in names:
         notes += [f"  {COUNT_LABELS.get(name, name)}: {where}" for name, where in sides[side].examples.items()]
     return table(["", *names], rows) + ("\n\nfirst examples\n" + "\n".join(notes) if notes else "")
+
+
+def notes_lines(notes: Sequence[Note]) -> str:
+    """What was noticed of the files, one line a thing."""
+    return "\n".join(f"  {note.number:,} {note.what}; the first: {note.first}" for note in notes)
 
 
 def histogram(counts: Counts, bars: int = 12, width: int = 40) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 from sft import UserError
 from sft.recipe import Recipe
-from sft.tokens.account import counts_table, histogram
+from sft.tokens.account import counts_table, histogram, notes_lines
 from sft.tokens.codec import Codec
 from sft.tokens.conversation import DOUBLED, LOST
 from sft.tokens.example import example_by_token
@@ -32,6 +32,8 @@ def check(opened: Opened, show: int = 0, as_json: bool = False) -> None:
         print(json.dumps(as_data(tokens, codec, broken) | {"rows": rows}, ensure_ascii=False))
     else:
         print(counts_table(tokens.counts))
+        if tokens.notes:
+            print("\nread as it is, or not at all\n" + notes_lines(tokens.notes))
         print(f"\nlengths in tokens; trainer.max_length is {recipe.max_length}")
         print(histogram(tokens.counts["train"]))
         day = f", which prints the day: {codec.date} (`prompt_date`)" if codec.prints_date else ""
@@ -84,5 +86,6 @@ def as_data(tokens: Tokens, codec: Codec, broken: list[str]) -> dict[str, Any]:
     return sides | {
         "prompt_format": "chat" if codec.chat else "plain",
         "problems": broken,
+        "notes": [note._asdict() for note in tokens.notes],
         "rows": dict(tokens.digests),
     }

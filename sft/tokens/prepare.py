@@ -6,7 +6,7 @@ The loss falls on the output and its end token alone: `labels` repeats `input_id
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -22,8 +22,10 @@ from data_templates import Row, Template
 from sft import UserError
 from sft.files import read_json, whole_folder, write_json
 from sft.recipe import Recipe
+from sft.rows.notes import Note
+from sft.rows.read import read
 from sft.rows.split import REPEATED, Sample, Split, hashed
-from sft.rows.template import Loaded
+from sft.rows.template import Loaded, call, samples
 from sft.rows.unusable import refuse_unusable
 from sft.rows.watch import unchanged
 from sft.tokens.codec import Codec
@@ -69,6 +71,8 @@ class Tokens:
     made_of: Mapping[str, Any]
     """What they follow from, as JSON has it: settings, data, tokenizer, template, and under `called` the files that the
     template read while it was called."""
+    notes: Sequence[Note] = ()
+    """What of the files nothing reads, or what else came in unseen."""
 
 
 def prepare(recipe: Recipe, loaded: Loaded, tokenizer: "PreTrainedTokenizerFast", codec: Codec) -> Tokens:
@@ -89,7 +93,8 @@ def prepare(recipe: Recipe, loaded: Loaded, tokenizer: "PreTrainedTokenizerFast"
     train, test = (Dataset.from_file(str(folder / f"{side}.arrow")) for side in ("train", "test"))
     if not any(c.weighted for c in counts.values()):
         train, test = train.remove_columns("weights"), test.remove_columns("weights")
-    return Tokens(train, test, counts, made["digests"], parts | {"called": made["files"]})
+    notes = [Note(*note) for note in made["notes"]]
+    return Tokens(train, test, counts, made["digests"], parts | {"called": made["files"]}, notes)
 
 
 def _as_made(folder: Path, recipe: Recipe, loaded: Loaded) -> bool:
@@ -114,12 +119,18 @@ def _write(recipe: Recipe, loaded: Loaded, codec: Codec, folder: Path) -> None:
     with _stream(facts, FACTS) as stream:
         for batch in _facts(recipe, loaded.template, codec, split):
             stream.write_batch(batch)
+    if loaded.template.label is not None:  # the template reads a class, whatever task it is used for
+        where, record = next(read(recipe.data, "train"))
+        with suppress(UserError):  # it may not be there
+            for row in samples(loaded.template, record, where):
+                call(loaded.template.label, split.notes.watching(row), where)
     counts, digests = _deal(facts, split.sides(), codec, folder)
     facts.unlink()
     for side, found in counts.items():
         if not found.rows:
             raise UserError(_nothing_left(recipe, side, found))
     made = {"counts": {side: asdict(c) for side, c in counts.items()}, "digests": digests}
+    made["notes"] = split.notes.all(recipe.data.columns)
     write_json(folder / MADE, made | {"first": first_records(recipe, loaded.template), "files": loaded.when_called()})
 
 
