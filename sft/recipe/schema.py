@@ -132,11 +132,14 @@ class Check(Section):
     max_changed: float = Field(default=0.01, ge=0, le=1)
     """Rows whose output the tokenizer does not give back exactly."""
 
+    max_prompts_changed: float = Field(default=0.01, ge=0, le=1)
+    """Rows whose prompt the tokenizer does not give back, as where it lacks the characters of a language."""
+
     max_duplicates: float = Field(default=0.5, ge=0, le=1)
     """Rows that are there more than once."""
 
     max_damaged: float = Field(default=0.01, ge=0, le=1)
-    """Rows with replacement or control characters, byte order marks, or UTF-8 that was read as Latin-1."""
+    """Rows with replacement or control characters, byte order marks, or text decoded with the wrong encoding."""
 
     max_empty: float = Field(default=0.01, ge=0, le=1)
     """Rows with a field that holds nothing. An empty output is an error in any case."""

@@ -19,6 +19,7 @@ COUNT_LABELS = {
     "duplicates": "duplicates of a row before",
     "seams": "seams that would have merged",
     "changed": "outputs the tokenizer changes",
+    "prompts_changed": "prompts the tokenizer changes",
     "weighted": "rows with loss weights",
     "empty": "rows with an empty field",
     "damaged": "rows that look damaged",

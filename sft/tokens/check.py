@@ -9,6 +9,7 @@ from sft.recipe import Recipe
 from sft.tokens.account import counts_table, histogram, notes_lines
 from sft.tokens.codec import Codec
 from sft.tokens.conversation import DOUBLED, LOST
+from sft.tokens.counts import RETURNS
 from sft.tokens.example import example_by_token
 from sft.tokens.opened import Opened
 from sft.tokens.prepare import Tokens
@@ -54,12 +55,14 @@ def problems(recipe: Recipe, tokens: Tokens) -> list[str]:
     """One sentence for each threshold that is broken, with the first row that counts and the setting to write."""
     sides = list(tokens.counts.values())
     seen = sum(counts.rows + counts.dropped for counts in sides)
-    damaged = [what for counts in sides for what in counts.suspicious]
+    damaged = [what for counts in sides for what in counts.suspicious if what != RETURNS]
     found = []
     for name, examples, what, remedy in (
         ("dropped", ["dropped"], "rows do not fit into trainer.max_length", "raise it, or shorten the outputs"),
         ("trimmed", ["trimmed"], "prompts lost their beginning", "raise trainer.max_length"),
         ("changed", ["changed"], "outputs are not given back by the tokenizer", "clean the texts"),
+        ("prompts_changed", ["prompts_changed"], "prompts are not given back by the tokenizer",
+         "clean the texts, or use a tokenizer that knows their characters"),
         ("duplicates", [], "rows are there more than once", "remove them"),
         ("damaged", damaged, "rows hold text that looks damaged", "mend the file"),
         ("doubled", [DOUBLED], "answers have a block of their own behind that of the chat template",

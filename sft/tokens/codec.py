@@ -115,6 +115,17 @@ class Codec:
         pairs = zip(texts, self.text(outputs), strict=True)
         return [a == b or normalize("NFC", a) == normalize("NFC", b) for a, b in pairs]
 
+    def prompts_unchanged(self, written: Sequence[str], heads: Sequence[Sequence[int]]) -> list[bool]:
+        """Whether the text of each prompt comes back from its ids, up to NFC, and to the white space that tokenizers
+        put or take away where a text begins and around special tokens."""
+        ids = [list(head[len(self.start) :]) for head in heads]
+        found = zip(written, self._prompts.decode_batch(ids, skip_special_tokens=False), strict=True)
+        return [a == b or not a or self._bare(a) == self._bare(b) for a, b in found]
+
+    def _bare(self, text: str) -> list[str]:
+        text = normalize("NFC", text)
+        return [part.strip() for part in self.special.split(text)] if self.chat else [text.removeprefix(" ")]
+
     def merged(
         self,
         prompts: Sequence[str],

@@ -156,6 +156,7 @@ class _Ids(NamedTuple):
     heads: list[list[int]]
     tails: list[list[int]]
     unchanged: list[bool]
+    prompts_unchanged: list[bool]
     merged: list[bool]
     written: list[str]
     """The prompts as they were tokenised."""
@@ -202,7 +203,14 @@ def _encode(codec: Codec, batch: Sequence[Sample]) -> _Ids:
     texts, outputs = [sample.text for sample in batch], [sample.output for sample in batch]
     written = _rendered(batch, lambda some: codec.rendered(prompts[some]))
     heads, tails = codec.heads(written), codec.outputs(outputs)
-    return _Ids(heads, tails, codec.unchanged(outputs, tails), codec.merged(texts, outputs, heads, tails), written)
+    return _Ids(
+        heads,
+        tails,
+        codec.unchanged(outputs, tails),
+        codec.prompts_unchanged(written, heads),
+        codec.merged(texts, outputs, heads, tails),
+        written,
+    )
 
 
 def _differences(codec: Codec, batch: Sequence[Sample], written: Sequence[str]) -> list[list[Difference]]:
@@ -261,6 +269,7 @@ def _look(recipe: Recipe, template: Template, codec: Codec, batch: Sequence[Samp
         "kept": kept,
         "ended": [labels[end - len(codec.end) : end].tolist() == codec.end for end in ends[1:]],
         "changed": [not same for same in ids.unchanged],
+        "prompt_changed": [not same for same in ids.prompts_unchanged],
         "seam": ids.merged,
         "empty": [_empty(template, sample.row) for sample in batch],
         "differences": [
