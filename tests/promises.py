@@ -232,8 +232,8 @@ PROMISES = (
     promise(
         "a block of thoughts belongs to the prompt",
         "sft/tokens/codec.py",
-        'return (lead, "", end) if lead.strip() else ("", lead, end)',
-        'return ("", lead, end)',
+        'return (lead, "", closing, end) if lead.strip() else ("", lead, closing, end)',
+        'return ("", lead, closing, end)',
         "test_artifact.py::test_a_chat_model_keeps_its_own_template",
     ),
     promise(

@@ -17,6 +17,7 @@ from sft.recipe import Recipe, load
 from sft.rows.template import read_prompt
 from sft.tokens.check import Refused, problems, refuse
 from sft.tokens.codec import Codec, special
+from sft.tokens.counts import looks
 from sft.tokens.example import pieces
 from sft.tokens.opened import Opened
 from sft.tokens.prepare import MASKED, Tokens
@@ -571,3 +572,93 @@ def test_the_promises_hold_on_real_tokenizers_and_rows(
 def test_rows_are_arrow_files_on_disk(prepared: tuple[Recipe, Codec, Tokens]) -> None:
     assert isinstance(prepared[2].train, Dataset)
     assert prepared[2].train.cache_files
+
+
+@pytest.fixture
+def letters_alone(tmp_path: Path) -> Path:
+    """Folder of a Unigram tokenizer without byte fallback: what is neither an ASCII letter nor a sign is `<unk>`."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = [(chr(i), -5.0) for i in range(33, 127)] + [("▁", -5.0), ("\n", -5.0)]
+    unigram = Tokenizer(models.Unigram([("<unk>", -9.0), ("<s>", -99.0), ("</s>", -99.0), *letters], unk_id=0))
+    unigram.pre_tokenizer, unigram.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    PreTrainedTokenizerFast(tokenizer_object=unigram, **names).save_pretrained(tmp_path / "letters")
+    return tmp_path / "letters"
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_prompts_that_the_tokenizer_does_not_give_back_are_counted_and_refused(
+    tmp_path: Path, letters_alone: Path, write_recipe: Callable[..., Path], chat: bool
+) -> None:
+    if chat:
+        tokenizer = AutoTokenizer.from_pretrained(letters_alone)
+        tokenizer.chat_template = INST
+        tokenizer.save_pretrained(letters_alone)
+    rows = [{"prompt": f"opening {i}", "output": f"end {i}"} for i in range(18)]
+    rows += [{"prompt": "从前有座山", "output": "A hill."}, {"prompt": "the café", "output": "closed"}]
+    recipe, _, tokens = tokens_of(write_recipe(tmp_path, rows, model=str(letters_alone)))
+    assert sum(c.prompts_changed for c in tokens.counts.values()) == 2
+    assert sum(c.changed for c in tokens.counts.values()) == 0
+    with pytest.raises(Refused, match=r"2 of 20 prompts are not given back .* the first: .*:(19: '从前|20: 'the café)"):
+        refuse(recipe, tokens)
+    refuse(load(tmp_path / "recipe.yaml", ["check.max_prompts_changed=0.1"]), tokens)
+
+
+@given(prompt=TEXT)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_prompt_that_is_not_lost_is_given_back(any_tokenizer: Path, prompt: str) -> None:
+    codec = codec_of_cached(any_tokenizer)
+    written = codec.rendered([prompt.replace("▁", "")])
+    assert codec.prompts_unchanged(written, codec.prompts([prompt.replace("▁", "")])) == [True]
+
+
+def test_a_normaliser_that_lowers_a_prompt_is_counted_as_a_change(gpt2_like: Path) -> None:
+    from tokenizers import normalizers
+
+    tokenizer = AutoTokenizer.from_pretrained(gpt2_like)
+    tokenizer.backend_tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    codec, prompts = Codec(tokenizer), ["Mira", "mira", "e\u0301", ""]
+    assert codec.prompts_unchanged(codec.rendered(prompts), codec.prompts(prompts)) == [False, True, True, True]
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("cafÃ© au lait", "mojibake"),
+        ("the dogâ€™s", "mojibake"),
+        ("the dog\x92s", "mojibake"),
+        ("the dogâ\x80\x99s", "mojibake"),
+        ("ðŸ˜€", "mojibake"),
+        ("Ã‰cole", "mojibake"),
+        ("caf\ufffd", "replacement character"),
+        ("a\x00b", "control character"),
+        ("one\r\ntwo", "carriage return"),
+        ("one\rtwo", "carriage return"),
+    ],
+)
+def test_what_looks_wrong_in_a_text_is_named(text: str, what: str) -> None:
+    (found,) = looks(text, None)
+    assert what in found
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["«voilà»", "voilà\u00a0»", "NÃO, AMANHÃ”", "AMANHÃ…", "Âge, âge", "naïve café €5", "从前", "one\n\ttwo", "ð Ÿ"],
+)
+def test_what_is_written_right_looks_right(text: str) -> None:
+    assert looks(text, None) == []
+
+
+def test_carriage_returns_are_counted_with_their_first_row_and_never_refused(
+    tmp_path: Path, gpt2_like: Path, write_recipe: Callable[..., Path]
+) -> None:
+    rows = [{"prompt": f"p{i}", "output": f"def f():\r\n    return {i}"} for i in range(20)]
+    recipe, _, tokens = tokens_of(write_recipe(tmp_path, rows, model=str(gpt2_like)))
+    (what,) = {what for c in tokens.counts.values() for what in c.suspicious}
+    assert what.startswith("a carriage return")
+    assert sum(c.suspicious[what] for c in tokens.counts.values()) == 20
+    assert any("rows.jsonl:1: 'def f():\\r\\n" in c.examples[what] for c in tokens.counts.values())
+    assert sum(c.damaged for c in tokens.counts.values()) == 0
+    assert problems(recipe, tokens) == []

@@ -9,8 +9,11 @@ import pytest
 
 from data_templates import Row, Segment, Template, as_text
 from sft import UserError
+from sft.cli import main
+from sft.recipe import load
 from sft.recipe.schema import Data, Recipe
 from sft.rows.read import contents, read
+from sft.rows.split import Split
 from sft.rows.template import keys, read_sample, samples, template_names
 from sft.tokens.opened import Opened
 
@@ -461,3 +464,121 @@ def test_unknown_template_and_option_are_told() -> None:
         template(name="story", seperator="x")
     with pytest.raises(UserError, match="unknown language `fr`"):
         template(name="pseudocode_cot", language="fr")
+
+
+# ---- what would come in unseen
+
+
+def noticed(train: str, template: str = "story", split: str = "train", **settings: Any) -> dict[str, tuple[int, str]]:
+    """What is noticed -> in how many records or files, and the first."""
+    data = Data(train=train, **settings)
+    some = Split(data, Opened(Recipe(model="m", template=template, data=data)).template)
+    list(some.samples())
+    return {note.what: (note.number, note.first) for note in some.notes.all(data.columns)}
+
+
+def unread(column: str) -> str:
+    return f"records with `{column}`, which the template does not read"
+
+
+def test_columns_that_the_template_does_not_read_are_named_with_the_records_that_fill_them() -> None:
+    dolly = [{"instruction": f"Say {i}.", "response": "No.", "context": "" if i < 2 else "It is."} for i in range(5)]
+    Path("dolly.jsonl").write_text(jsonl(dolly))
+    columns = {"output": "response"}
+    assert noticed("dolly.jsonl", "alpaca", columns=columns) == {unread("context"): (3, "dolly.jsonl:3")}
+    alpaca = [
+        {"instruction": "a", "input": "b", "output": "c", "system": "Be brief.", "history": h} for h in ([], ["d"])
+    ]
+    Path("alpaca.jsonl").write_text(jsonl(alpaca))
+    assert noticed("alpaca.jsonl", "alpaca") == {
+        unread("system"): (2, "alpaca.jsonl:1"),
+        unread("history"): (1, "alpaca.jsonl:2"),
+    }
+
+
+def test_a_column_that_is_read_by_its_name_or_with_the_whole_record_is_read() -> None:
+    asked = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    Path("chat.jsonl").write_text(jsonl([{"talk": asked, "system": "c", "id": 0}]))
+    assert noticed("chat.jsonl", "chat", columns={"messages": "talk"}) == {unread("id"): (1, "chat.jsonl:1")}
+    Path("own.py").write_text(
+        "from data_templates import Template\n"
+        "def template():\n"
+        "    return Template(fields={}, prompt=lambda row: str({**row}), completion=lambda row: row['output'])\n"
+    )
+    assert noticed(write("a.jsonl"), "own.py") == {}
+
+
+def test_files_of_a_folder_that_are_not_read_are_named() -> None:
+    write("folder")
+    Path("folder/b.jsonl.gz").write_bytes(b"\x1f\x8b")
+    assert noticed("folder") == {"files of the folder that are not read": (2, "folder/b.jsonl.gz")}
+
+
+@pytest.mark.parametrize("name", ["test.jsonl", "validation-00000-of-00001.jsonl", "my_Test.csv", "dev/rows.jsonl"])
+def test_rows_for_testing_that_a_folder_gives_to_training_are_named(name: str) -> None:
+    file = Path("data") / name
+    file.parent.mkdir(parents=True)
+    file.write_text(jsonl(ROWS) if name.endswith("jsonl") else delimited(ROWS, ","))
+    for other in ("train.jsonl", "contest.jsonl", "latest.jsonl"):
+        Path("data", other).write_text(jsonl(ROWS))
+    what = "files that are read as training rows, though their names say that they are for testing"
+    assert noticed("data") == {what: (1, str(file))}
+    assert noticed("data/train.jsonl", test=str(file)) == {}, "a file that is named is meant"
+
+
+FINE = '{"prompt": "a", "output": "b"}'
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "first"),
+    [
+        ("a.jsonl", FINE + '\n{"prompt": "c", "output": "d", "output": "e"}\n', "a.jsonl:2: `output`"),
+        ("a.jsonl", '{"prompt": "a", "output": "b", "more": [{"x": 1, "x": 2}]}\n' + FINE, "a.jsonl:1: `x`"),
+        ("a.json", f"[{FINE}, " + '{"prompt": "c", "prompt": "d", "output": "e"}]', "a.json: `prompt`"),
+    ],
+)  # fmt: skip
+def test_a_key_that_stands_twice_is_named(file: str, content: str, first: str) -> None:
+    Path(file).write_text(content)
+    twice = "records of JSON with a key that stands twice in an object, of which the last counts"
+    assert noticed(file)[twice] == (1, first)
+
+
+def test_a_parquet_file_with_a_column_twice_is_refused_as_a_csv_is() -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    table = pyarrow.Table.from_arrays([pyarrow.array(["a"])] * 3, names=["prompt", "output", "output"])
+    pyarrow.parquet.write_table(table, "a.parquet")
+    assert message("a.parquet") == "a.parquet: two columns have the same name; columns are prompt, output, output"
+
+
+def test_records_that_say_they_are_bad_are_named_unless_the_template_reads_it() -> None:
+    Path("kto.jsonl").write_text(jsonl([{"prompt": str(i), "output": "b", "label": i % 2 == 0} for i in range(4)]))
+    bad = "records that say of themselves that they are bad, in a column that the template does not read: `label`"
+    assert noticed("kto.jsonl") == {unread("label"): (4, "kto.jsonl:1"), bad: (2, "kto.jsonl:2")}
+    Path("own.py").write_text(
+        "from data_templates import Template\n"
+        "def template():\n"
+        "    return Template(fields={}, prompt=lambda row: row['prompt'], completion=lambda row: row['output'],\n"
+        "                    samples=lambda row: [row] if row['label'] else [])\n"
+    )
+    assert noticed("kto.jsonl", "own.py") == {}
+
+
+def test_check_prints_what_was_noticed(gpt2_like: Path, write_recipe: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"prompt": str(i), "output": f"b{i}", "source": "web"} for i in range(8)]
+    file = write_recipe(Path.cwd(), rows, model=str(gpt2_like))
+    assert main(["check", str(file)]) == 0
+    line = f"8 {unread('source')}; the first: {file.with_name('rows.jsonl')}:1"
+    assert line in capsys.readouterr().out
+    assert main(["check", str(file), "--json"]) == 0, "it is kept with the tokens"
+    (note,) = json.loads(capsys.readouterr().out)["notes"]
+    assert (note["what"], note["number"]) == (unread("source"), 8)
+
+
+def test_the_class_of_a_row_is_a_column_that_the_template_reads(gpt2_like: Path, write_recipe: Any) -> None:
+    rows = [{"sequence": f"a b c{i}", "label": i % 2, "id": i} for i in range(8)]
+    for template, columns in (("sequence", ["id"]), ("running_text", ["label", "id"])):
+        data = {"columns": {"text": "sequence"}} if template == "running_text" else {}
+        file = write_recipe(Path.cwd(), rows, model=str(gpt2_like), template=template, data=data)
+        assert [note.what for note in Opened(load(file)).tokens.notes] == [unread(column) for column in columns]

@@ -132,14 +132,23 @@ class Check(Section):
     max_changed: float = Field(default=0.01, ge=0, le=1)
     """Rows whose output the tokenizer does not give back exactly."""
 
+    max_prompts_changed: float = Field(default=0.01, ge=0, le=1)
+    """Rows whose prompt the tokenizer does not give back, as where it lacks the characters of a language."""
+
     max_duplicates: float = Field(default=0.5, ge=0, le=1)
     """Rows that are there more than once."""
 
     max_damaged: float = Field(default=0.01, ge=0, le=1)
-    """Rows with replacement or control characters, byte order marks, or UTF-8 that was read as Latin-1."""
+    """Rows with replacement or control characters, byte order marks, or text decoded with the wrong encoding."""
 
     max_empty: float = Field(default=0.01, ge=0, le=1)
     """Rows with a field that holds nothing. An empty output is an error in any case."""
+
+    max_doubled: float = Field(default=0.0, ge=0, le=1)
+    """Rows whose answer brings a block, such as its thoughts, behind the one that the chat template puts there."""
+
+    max_lost_turns: float = Field(default=0.0, ge=0, le=1)
+    """Rows with a turn, such as the system's, that the chat template leaves out."""
 
 
 class Recipe(Section):

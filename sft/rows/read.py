@@ -8,6 +8,7 @@ import importlib.util
 import inspect
 import json
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -20,14 +21,18 @@ from sft import UserError
 from sft.hub import Place, is_address, place, why
 from sft.recipe.fields import shown
 from sft.recipe.schema import Data
+from sft.rows.notes import OTHER_SPLIT, TWICE, UNREAD_FILES, Notes
 from sft.rows.watch import content_of, is_library
 
 Record = tuple[str, dict[str, Any]]
 """Where a record stands (`stories.jsonl:17`), and the record."""
 
+FOR_TESTING = re.compile(r"(?<![a-z])(test|valid|validation|val|dev|eval)(?![a-z])", re.IGNORECASE)
+"""Names of files that hold other rows than those to train on."""
 
-def read(data: Data, split: str) -> Iterator[Record]:
-    """Records of `data.train` or `data.test`, columns renamed to the template's fields.
+
+def read(data: Data, split: str, notes: Notes | None = None) -> Iterator[Record]:
+    """Records of `data.train` or `data.test`, columns renamed to the template's fields. What is passed over is noted.
 
     Raises UserError that names file and line for a file that is missing, empty, broken or not in its encoding.
     """
@@ -35,7 +40,7 @@ def read(data: Data, split: str) -> Iterator[Record]:
     if data.options and not any(str(name).endswith(".py") for name in (data.train, data.test)):
         raise UserError(f"{source}: `data.options` are arguments of a .py file; take them away: data.options=null")
     count = 0
-    for where, record in _read_source(source, data, split):
+    for where, record in _read_source(source, data, split, notes or Notes()):
         for field, column in data.columns.items():
             if column not in record:
                 raise UserError(
@@ -142,7 +147,7 @@ def _files(path: Path) -> list[Path]:
     return sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
 
 
-def _read_source(source: str, data: Data, split: str) -> Iterator[Record]:
+def _read_source(source: str, data: Data, split: str, notes: Notes) -> Iterator[Record]:
     path = Path(source)
     if path.is_dir():
         if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
@@ -151,15 +156,20 @@ def _read_source(source: str, data: Data, split: str) -> Iterator[Record]:
         files = [file for file in _files(path) if file.suffix.lower() in READERS]
         if not files:
             raise UserError(f"{path}: no data file in this folder; readable are {', '.join(READERS)}")
+        for file in _files(path):
+            if file not in files:
+                notes.add(UNREAD_FILES, str(file))
+            elif split == "train" and FOR_TESTING.search(str(file.relative_to(path).with_suffix(""))):
+                notes.add(OTHER_SPLIT, str(file))
         for file in files:
-            yield from READERS[file.suffix.lower()](file, data)
+            yield from READERS[file.suffix.lower()](file, data, notes)
     elif path.is_file():
         if path.suffix.lower() not in READERS | {".py": _generated}:
             raise UserError(f"{source}: cannot read `{path.suffix}` files; readable are {', '.join(READERS)}, .py")
         if path.suffix.lower() == ".py":
             yield from _generated(path, data, split)
         else:
-            yield from READERS[path.suffix.lower()](path, data)
+            yield from READERS[path.suffix.lower()](path, data, notes)
     else:
         yield from _hub(source, data, split)
 
@@ -251,17 +261,35 @@ def _advice(guess: str | None) -> str:
     return f"it looks like {guess}: set `data.encoding: {guess}`, or save it as UTF-8" if guess else "save it as UTF-8"
 
 
-def _jsonl(path: Path, data: Data) -> Iterator[Record]:
+def _jsonl(path: Path, data: Data, notes: Notes) -> Iterator[Record]:
+    twice: list[str] = []
+    decoder = json.JSONDecoder(object_pairs_hook=_object(twice))
     for number, line in enumerate(_text(path, data), 1):
         if line.strip():
-            record = _parse(line, path, number, "; each line is one whole {...}")
+            record = _parse(line, path, number, "; each line is one whole {...}", decoder)
+            if twice:
+                notes.add(TWICE, f"{path}:{number}: `{twice[0]}`")
+                twice.clear()
             yield f"{path}:{number}", _mapping(record, f"{path}:{number}")
 
 
-def _parse(text: str, path: Path, first: int, hint: str) -> Any:
+def _object(twice: list[str]) -> Callable[[list[tuple[str, Any]]], dict[str, Any]]:
+    """What makes an object of its keys and values; a key that stands there twice is added to `twice`."""
+
+    def made(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            keys = [key for key, _ in pairs]
+            twice.append(next(key for key in keys if keys.count(key) > 1))
+        return found
+
+    return made
+
+
+def _parse(text: str, path: Path, first: int, hint: str, decoder: json.JSONDecoder) -> Any:
     """JSON that begins in line `first` of the file."""
     try:
-        return json.loads(text)
+        return decoder.decode(text)
     except json.JSONDecodeError as error:
         at = f"{path}:{first + error.lineno - 1}"
         raise UserError(f"{at}: broken JSON at column {error.colno}: {error.msg}{hint}") from None
@@ -270,12 +298,16 @@ def _parse(text: str, path: Path, first: int, hint: str) -> Any:
         raise UserError(f"{path}:{first}: broken JSON: {reason}{hint}") from None
 
 
-def _json(path: Path, data: Data) -> Iterator[Record]:
+def _json(path: Path, data: Data, notes: Notes) -> Iterator[Record]:
     text = "\n".join(_text(path, data))
     if not text.strip():
         return
     lines = text.count("\n{") and not text.lstrip().startswith("[")
-    content = _parse(text, path, 1, "; it looks like one object a line: name it .jsonl" if lines else "")
+    twice: list[str] = []
+    decoder = json.JSONDecoder(object_pairs_hook=_object(twice))
+    content = _parse(text, path, 1, "; it looks like one object a line: name it .jsonl" if lines else "", decoder)
+    for key in twice:
+        notes.add(TWICE, f"{path}: `{key}`")
     if isinstance(content, dict):
         lists = [value for value in content.values() if isinstance(value, list)]
         if len(lists) != 1:
@@ -293,7 +325,7 @@ def _mapping(record: Any, where: str) -> dict[str, Any]:
     return record
 
 
-def _table(path: Path, data: Data) -> Iterator[Record]:
+def _table(path: Path, data: Data, notes: Notes) -> Iterator[Record]:
     csv.field_size_limit(sys.maxsize)
     lines = (line + "\n" for line in _text(path, data))
     reader = csv.reader(lines, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
@@ -323,7 +355,7 @@ def _table(path: Path, data: Data) -> Iterator[Record]:
         raise UserError(f"{path}:{start}: broken {path.suffix[1:]}: {error}; check the quotes of this row") from None
 
 
-def _plain(path: Path, data: Data) -> Iterator[Record]:
+def _plain(path: Path, data: Data, notes: Notes) -> Iterator[Record]:
     """Text records under the name `text`: lines, paragraphs between empty lines, or whole files."""
     lines = _text(path, data)
     if data.record == "file":
@@ -341,13 +373,15 @@ def _plain(path: Path, data: Data) -> Iterator[Record]:
         yield f"{path}:{start}", {"text": "\n".join(block)}
 
 
-def _parquet(path: Path, data: Data) -> Iterator[Record]:
+def _parquet(path: Path, data: Data, notes: Notes) -> Iterator[Record]:
     import pyarrow
     import pyarrow.parquet
 
     try:
-        number = 0
-        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=1000):
+        number, file = 0, pyarrow.parquet.ParquetFile(path)
+        if len(set(file.schema_arrow.names)) < len(file.schema_arrow.names):
+            raise UserError(f"{path}: two columns have the same name; columns are {', '.join(file.schema_arrow.names)}")
+        for batch in file.iter_batches(batch_size=1000):
             for record in batch.to_pylist():
                 number += 1
                 yield f"{path}: row {number}", record
@@ -355,7 +389,7 @@ def _parquet(path: Path, data: Data) -> Iterator[Record]:
         raise UserError(f"{path}: not a readable Parquet file: {str(error).splitlines()[0]}; write it again") from None
 
 
-READERS: dict[str, Callable[[Path, Data], Iterator[Record]]] = {
+READERS: dict[str, Callable[[Path, Data, Notes], Iterator[Record]]] = {
     ".jsonl": _jsonl, ".json": _json, ".csv": _table, ".tsv": _table, ".parquet": _parquet, ".txt": _plain,
 }  # fmt: skip
 

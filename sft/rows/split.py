@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from data_templates import Prompt, Row, Segment, Template, as_text
 from sft import UserError
 from sft.recipe.schema import Data
+from sft.rows.notes import Notes
 from sft.rows.read import Record, read
 from sft.rows.template import keys, read_sample, samples
 
@@ -38,6 +39,8 @@ class Split:
 
     def __init__(self, data: Data, template: Template) -> None:
         self._data, self._template, self._drawn = data, template, data.test is None
+        self.notes = Notes()
+        """What was noticed while the records were read."""
         self._held: set[int] = set()
         self._sides = array("b")
         self._first = array("Q")  # of each record, the first key
@@ -46,8 +49,9 @@ class Split:
     def samples(self) -> Iterator[Sample]:
         """The rows of all records, those of `data.test` first."""
         for number, (held, (where, record)) in enumerate(self._records()):
+            record = self.notes.watched(where, record)
             rows = samples(self._template, record, where)
-            found = [self._sample(number, where, row) for row in rows]
+            found = [self._sample(number, where, self.notes.watching(row)) for row in rows]
             self._see(held, self._keys(where, record, found))
             yield from found
 
@@ -79,8 +83,8 @@ class Split:
     def _records(self) -> Iterator[tuple[bool, Record]]:
         """All records, each with whether it stands in `data.test`."""
         if self._data.test is not None:
-            yield from ((True, place) for place in read(self._data, "test"))
-        yield from ((False, place) for place in read(self._data, "train"))
+            yield from ((True, place) for place in read(self._data, "test", self.notes))
+        yield from ((False, place) for place in read(self._data, "train", self.notes))
 
     def _sample(self, number: int, where: str, row: Row) -> Sample:
         prompt, segments = read_sample(self._template, row, where)

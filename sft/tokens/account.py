@@ -1,7 +1,9 @@
 """The account of all rows, for the terminal: a line, a table, a histogram."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import chain
 
+from sft.rows.notes import Note
 from sft.show import table
 from sft.tokens.counts import Counts
 
@@ -17,6 +19,7 @@ COUNT_LABELS = {
     "duplicates": "duplicates of a row before",
     "seams": "seams that would have merged",
     "changed": "outputs the tokenizer changes",
+    "prompts_changed": "prompts the tokenizer changes",
     "weighted": "rows with loss weights",
     "empty": "rows with an empty field",
     "damaged": "rows that look damaged",
@@ -30,6 +33,7 @@ def counts_line(side: str, counts: Counts) -> str:
         f"{counts.supervised / max(counts.tokens, 1):.0%} of them learned, longest {counts.longest:,}; "
         f"{counts.trimmed:,} prompts trimmed, {counts.dropped:,} rows too long and dropped"
         + (f", {counts.repeated:,} left out as they are held out too" if counts.repeated else "")
+        + "".join(f"; {number:,} {what}" for what, number in counts.differences.items())
     )
 
 
@@ -42,11 +46,18 @@ def counts_table(sides: Mapping[str, Counts]) -> str:
         if name == "supervised":
             shares = (sides[side].supervised / max(sides[side].tokens, 1) for side in names)
             rows.append(["share learned", *(f"{share:.1%}" for share in shares)])
-    for what in dict.fromkeys(what for side in names for what in sides[side].suspicious):
-        rows.append([what, *(f"{sides[side].suspicious.get(what, 0):,}" for side in names)])
+    for of in ("differences", "suspicious"):
+        found = [getattr(sides[side], of) for side in names]
+        for what in dict.fromkeys(chain(*found)):
+            rows.append([what, *(f"{some.get(what, 0):,}" for some in found)])
     for side in names:
         notes += [f"  {COUNT_LABELS.get(name, name)}: {where}" for name, where in sides[side].examples.items()]
     return table(["", *names], rows) + ("\n\nfirst examples\n" + "\n".join(notes) if notes else "")
+
+
+def notes_lines(notes: Sequence[Note]) -> str:
+    """What was noticed of the files, one line a thing."""
+    return "\n".join(f"  {note.number:,} {note.what}; the first: {note.first}" for note in notes)
 
 
 def histogram(counts: Counts, bars: int = 12, width: int = 40) -> str:

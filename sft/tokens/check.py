@@ -6,8 +6,10 @@ from typing import Any
 
 from sft import UserError
 from sft.recipe import Recipe
-from sft.tokens.account import counts_table, histogram
+from sft.tokens.account import counts_table, histogram, notes_lines
 from sft.tokens.codec import Codec
+from sft.tokens.conversation import DOUBLED, LOST
+from sft.tokens.counts import RETURNS
 from sft.tokens.example import example_by_token
 from sft.tokens.opened import Opened
 from sft.tokens.prepare import Tokens
@@ -31,6 +33,8 @@ def check(opened: Opened, show: int = 0, as_json: bool = False) -> None:
         print(json.dumps(as_data(tokens, codec, broken) | {"rows": rows}, ensure_ascii=False))
     else:
         print(counts_table(tokens.counts))
+        if tokens.notes:
+            print("\nread as it is, or not at all\n" + notes_lines(tokens.notes))
         print(f"\nlengths in tokens; trainer.max_length is {recipe.max_length}")
         print(histogram(tokens.counts["train"]))
         day = f", which prints the day: {codec.date} (`prompt_date`)" if codec.prints_date else ""
@@ -51,16 +55,22 @@ def problems(recipe: Recipe, tokens: Tokens) -> list[str]:
     """One sentence for each threshold that is broken, with the first row that counts and the setting to write."""
     sides = list(tokens.counts.values())
     seen = sum(counts.rows + counts.dropped for counts in sides)
-    damaged = [what for counts in sides for what in counts.suspicious]
+    damaged = [what for counts in sides for what in counts.suspicious if what != RETURNS]
     found = []
     for name, examples, what, remedy in (
         ("dropped", ["dropped"], "rows do not fit into trainer.max_length", "raise it, or shorten the outputs"),
         ("trimmed", ["trimmed"], "prompts lost their beginning", "raise trainer.max_length"),
         ("changed", ["changed"], "outputs are not given back by the tokenizer", "clean the texts"),
+        ("prompts_changed", ["prompts_changed"], "prompts are not given back by the tokenizer",
+         "clean the texts, or use a tokenizer that knows their characters"),
         ("duplicates", [], "rows are there more than once", "remove them"),
         ("damaged", damaged, "rows hold text that looks damaged", "mend the file"),
+        ("doubled", [DOUBLED], "answers have a block of their own behind that of the chat template",
+         "take it out of the answers, or out of the tokenizer's chat template"),
+        ("lost_turns", [LOST], "rows have a turn that the chat template leaves out",
+         "put its text into a turn of the user, or mend the tokenizer's chat template"),
         ("empty", ["empty"], "rows have an empty field", "fill it in, or remove them"),
-    ):
+    ):  # fmt: skip
         count = sum(getattr(counts, name) for counts in sides)
         limit = getattr(recipe.check, f"max_{name}")
         if count > limit * seen:
@@ -79,5 +89,6 @@ def as_data(tokens: Tokens, codec: Codec, broken: list[str]) -> dict[str, Any]:
     return sides | {
         "prompt_format": "chat" if codec.chat else "plain",
         "problems": broken,
+        "notes": [note._asdict() for note in tokens.notes],
         "rows": dict(tokens.digests),
     }

@@ -17,6 +17,7 @@ from tokenizers.models import WordLevel
 
 from data_templates import Message, Prompt, Segment, as_text
 from sft import UserError
+from sft.tokens.conversation import Difference, Ours, differences
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -50,7 +51,9 @@ class Codec:
         self._parts = _parts(spec)
         self._prompts.encode_special_tokens = not self.chat  # "</s>" in a user's text is text, not an end token
         self.start = [] if self.chat else _added_before(tokenizer)
-        self.opening, self.lead, self.end = self._turn() if self.chat else ("", "", [int(tokenizer.eos_token_id)])
+        self.opening, self.lead, self.closing, self.end = "", "", "", [int(tokenizer.eos_token_id)]
+        if self.chat:
+            self.opening, self.lead, self.closing, self.end = self._turn()
         self._outputs.encode_special_tokens = True
         names = sorted(special(tokenizer), key=len, reverse=True)
         self.special = re.compile("|".join(map(re.escape, names)) or "(?!)")
@@ -59,7 +62,11 @@ class Codec:
 
     def prompts(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         """The ids that the model reads before it writes, one list a prompt, without padding."""
-        batch = self._prompts.encode_batch_fast([self.written(prompt) for prompt in prompts], add_special_tokens=False)
+        return self.heads(self.rendered(prompts))
+
+    def heads(self, written: Sequence[str]) -> list[list[int]]:
+        """The ids of prompts that are written out."""
+        batch = self._prompts.encode_batch_fast(written, add_special_tokens=False)
         alone = [int(self.tokenizer.bos_token_id if self.tokenizer.bos_token_id is not None else self.end[0])]
         return [self.start + encoding.ids or alone for encoding in batch]
 
@@ -108,6 +115,17 @@ class Codec:
         pairs = zip(texts, self.text(outputs), strict=True)
         return [a == b or normalize("NFC", a) == normalize("NFC", b) for a, b in pairs]
 
+    def prompts_unchanged(self, written: Sequence[str], heads: Sequence[Sequence[int]]) -> list[bool]:
+        """Whether the text of each prompt comes back from its ids, up to NFC, and to the white space that tokenizers
+        put or take away where a text begins and around special tokens."""
+        ids = [list(head[len(self.start) :]) for head in heads]
+        found = zip(written, self._prompts.decode_batch(ids, skip_special_tokens=False), strict=True)
+        return [a == b or not a or self._bare(a) == self._bare(b) for a, b in found]
+
+    def _bare(self, text: str) -> list[str]:
+        text = normalize("NFC", text)
+        return [part.strip() for part in self.special.split(text)] if self.chat else [text.removeprefix(" ")]
+
     def merged(
         self,
         prompts: Sequence[str],
@@ -142,41 +160,68 @@ class Codec:
 
     def written(self, prompt: Prompt) -> str:
         """A prompt as the text that is tokenised."""
-        if not self.chat:
-            return as_text(prompt)
-        return self._render([{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt) + self.opening
+        return self.rendered([prompt])[0]
 
-    def _render(self, messages: Sequence[Message], generation: bool = True) -> str:
-        turns = [dict(message) for message in messages]
+    def rendered(self, prompts: Sequence[Prompt]) -> list[str]:
+        """Prompts as the texts that are tokenised."""
+        if not self.chat:
+            return [as_text(prompt) for prompt in prompts]
+        return [text + self.opening for text in self._render([_turns(prompt) for prompt in prompts])]
+
+    def differences(
+        self, prompts: Sequence[Prompt], outputs: Sequence[str], written: Sequence[str]
+    ) -> list[list[Difference]]:
+        """Where each row is other than what the chat template makes of its whole conversation. `written` are the
+        prompts as they are tokenised."""
+        if not self.chat:
+            return [[] for _ in prompts]
+        asked = [_turns(prompt) for prompt in prompts]
+        answered = [
+            [*turns, {"role": "assistant", "content": text}] for turns, text in zip(asked, outputs, strict=True)
+        ]
+        return [
+            differences(turns, answer, whole, Ours(prompt, self.opening, self.lead, self.closing))
+            for turns, answer, whole, prompt in zip(
+                asked, outputs, self._render(answered, generation=False), written, strict=True
+            )
+        ]
+
+    def _render(self, conversations: Sequence[Sequence[Message]], generation: bool = True) -> list[str]:
+        turns = [[dict(message) for message in messages] for messages in conversations]
         try:
-            return str(
-                self.tokenizer.apply_chat_template(
-                    turns, chat_template=self.template, tokenize=False, add_generation_prompt=generation
-                )
+            found = self.tokenizer.apply_chat_template(
+                turns, chat_template=self.template, tokenize=False, add_generation_prompt=generation
             )
         except Exception as error:  # a template may raise what it likes
             raise UserError(
                 f"the chat template of this tokenizer refuses it ({error}); mend it, or write `prompt_format: plain`"
             ) from error
+        return list(map(str, found))
 
-    def _turn(self) -> tuple[str, str, list[int]]:
-        """What the chat template puts between a prompt and its answer, and the ids that end the answer, up to and with
-        its first special token. A space before the answer is learned with it; text, such as an empty block of thoughts,
-        belongs to the prompt."""
+    def _turn(self) -> tuple[str, str, str, list[int]]:
+        """What the chat template puts between a prompt and its answer, and what ends the answer, up to and with its
+        first special token, as text and as ids. A space before the answer is learned with it; text, such as an
+        empty block of thoughts, belongs to the prompt."""
         if not self.tokenizer.chat_template:
             raise UserError("`prompt_format: chat`, but this tokenizer has no chat template; write `plain`")
         question, answer = {"role": "user", "content": "q"}, {"role": "assistant", "content": ANSWER}
-        prompt, whole = self._render([question]), self._render([question, answer], generation=False)
+        (prompt,), (whole,) = self._render([[question]]), self._render([[question, answer]], generation=False)
         lead, _, tail = whole.removeprefix(prompt).partition(ANSWER)
         if not whole.startswith(prompt) or not tail:
             raise UserError(
                 "the chat template of this tokenizer does not put the answer right after the prompt; "
                 "write `prompt_format: plain`"
             )
-        ids = self._outputs.encode(tail, add_special_tokens=False).ids  # it still reads special tokens as such
+        encoding = self._outputs.encode(tail, add_special_tokens=False)  # it still reads special tokens as such
+        ids = encoding.ids
         ends = [i for i, token in enumerate(ids) if token in special(self.tokenizer).values()]
         end = ids[: ends[0] + 1] if ends else [*ids, int(self.tokenizer.eos_token_id)]
-        return (lead, "", end) if lead.strip() else ("", lead, end)
+        closing = tail[: encoding.offsets[ends[0]][1]] if ends else tail
+        return (lead, "", closing, end) if lead.strip() else ("", lead, closing, end)
+
+
+def _turns(prompt: Prompt) -> Sequence[Message]:
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
 
 
 def _dated(day: date) -> str:

@@ -11,6 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from sft.tokens.conversation import DOUBLED, LOST
+
 IDS, TEXT = pa.list_(pa.int32()), pa.string()
 FACTS = pa.schema(
     {
@@ -30,8 +32,10 @@ FACTS = pa.schema(
         "kept": pa.bool_(),
         "ended": pa.bool_(),
         "changed": pa.bool_(),
+        "prompt_changed": pa.bool_(),
         "seam": pa.bool_(),
         "empty": TEXT,  # name of a field that holds nothing
+        "differences": pa.list_(pa.struct({"kind": TEXT, "shown": TEXT})),  # from what its chat template makes of it
         "looks": pa.list_(TEXT),  # what looks wrong in its prompt, and in its output
     }
 )
@@ -41,11 +45,14 @@ SUSPICIOUS = {
     "a replacement character (�): bytes were lost when the text was decoded": re.compile("\ufffd"),
     "a control character": re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]"),
     "a byte order mark inside the text": re.compile("\ufeff"),
-    "UTF-8 that was read as Latin-1 (mojibake)": re.compile("[\u00c2\u00c3][\u0080-\u00bf]|â€|ã€|å[\u0080-\u00bf]{2}"),
+    "a text that was decoded with the wrong encoding (mojibake)": re.compile(
+        "[\u0080-\u009f]|[\u00c2\u00c3][\u00a0-\u00bf]|Ã[‰ŠŒŽšœžŸƒˆ˜™€]|â€|ã€|å[\u0080-\u00bf]{2}|ðŸ"
+    ),
 }
+RETURNS = "a carriage return, which is learned and read as any other character"
 SPECIAL = "the name of a special token, which becomes that token in a chat template"
 
-NUMBERS = ("kept", "tokens", "whole", "learned", "ended", "changed", "seam", "hash")
+NUMBERS = ("kept", "tokens", "whole", "learned", "ended", "changed", "prompt_changed", "seam", "hash")
 Flags = NDArray[np.bool_]
 
 
@@ -74,6 +81,8 @@ class Counts:
     """Rows whose prompt and output, tokenised together, would have merged into one token where they meet."""
     changed: int = 0
     """Rows whose output the tokenizer does not give back exactly."""
+    prompts_changed: int = 0
+    """Rows whose prompt the tokenizer does not give back."""
     weighted: int = 0
     """Rows with a loss weight other than 1."""
     longest: int = 0
@@ -81,6 +90,12 @@ class Counts:
     """Rows with a field that holds nothing."""
     damaged: int = 0
     """Rows with a text that looks wrong."""
+    doubled: int = 0
+    """Rows whose answer has a block of its own behind that of the chat template."""
+    lost_turns: int = 0
+    """Rows with a turn that the chat template leaves out."""
+    differences: dict[str, int] = field(default_factory=dict)
+    """How rows differ from what the chat template makes of their whole conversation -> rows."""
     suspicious: dict[str, int] = field(default_factory=dict)
     """What looks wrong -> texts, of which a row has two."""
     lengths: dict[str, int] = field(default_factory=dict)
@@ -93,6 +108,7 @@ def looks(text: str, special: re.Pattern[str] | None) -> list[str]:
     """What looks wrong in a text; in one for a chat template, the name of a special token too (`special` finds it)."""
     ordinary = text.isascii() and text.replace("\n", "").isprintable()  # as most texts are, which is quickly seen
     found = [] if ordinary else [what for what, pattern in SUSPICIOUS.items() if pattern.search(text)]
+    found += [RETURNS] if "\r" in text else []
     return [*found, SPECIAL] if special and special.search(text) else found
 
 
@@ -101,7 +117,8 @@ class Tally:
 
     def __init__(self, special: re.Pattern[str]) -> None:
         """`special` finds the name of a special token in a text."""
-        self._special, self._counts = special, Counts()
+        self._patterns = SUSPICIOUS | {SPECIAL: special, RETURNS: re.compile("\r")}
+        self._counts = Counts()
         self._lengths: Counter[int] = Counter()
         self._hashes: list[NDArray[np.uint64]] = []
 
@@ -111,6 +128,7 @@ class Tally:
         kept, tokens = column["kept"], column["tokens"]
         found: dict[str, tuple[Flags, Callable[[Any], str]]] = {
             "changed": (column["changed"], lambda row: repr(row["reference"][:80])),
+            "prompts_changed": (column["prompt_changed"], lambda row: repr(row["prompt"][:80])),
             "seams": (column["seam"], lambda row: f"{row['prompt'][-12:]!r} + {row['reference'][:12]!r}"),
             "empty": (_there(facts["empty"]), lambda row: f"`{row['empty']}`"),
             "trimmed": (kept & (tokens < column["whole"]), _sizes),
@@ -129,14 +147,21 @@ class Tally:
             if flags.any() and name not in counts.examples:
                 row = _row(facts, int(flags.argmax()))
                 counts.examples[name] = f"{row['where']}: {shown(row)}"
-        damaged = np.flatnonzero(pc.list_value_length(facts["looks"]).to_numpy() > 0)
-        counts.damaged += len(damaged)
-        for i, whats in zip(damaged, facts["looks"].take(damaged).to_pylist(), strict=True):
+        odd = np.flatnonzero(pc.list_value_length(facts["looks"]).to_numpy() > 0)
+        for i, whats in zip(odd, facts["looks"].take(odd).to_pylist(), strict=True):
+            counts.damaged += any(what != RETURNS for what in whats)
             for what in whats:
                 counts.suspicious[what] = counts.suspicious.get(what, 0) + 1
                 if what not in counts.examples:
                     row = _row(facts, int(i))
-                    counts.examples[what] = f"{row['where']}: {_around(row, SUSPICIOUS.get(what, self._special))}"
+                    counts.examples[what] = f"{row['where']}: {_around(row, self._patterns[what])}"
+        differing = np.flatnonzero(pc.list_value_length(facts["differences"]).to_numpy() > 0)
+        for i, some in zip(differing, facts["differences"].take(differing).to_pylist(), strict=True):
+            for kind in {each["kind"] for each in some}:
+                counts.differences[kind] = counts.differences.get(kind, 0) + 1
+            for each in some:
+                counts.examples.setdefault(each["kind"], f"{facts['where'][int(i)]}: {each['shown']}")
+        counts.doubled, counts.lost_turns = (counts.differences.get(kind, 0) for kind in (DOUBLED, LOST))
 
     def counts(self) -> Counts:
         """The sums over all rows that were added."""

@@ -4,9 +4,9 @@ The loss falls on the output and its end token alone: `labels` repeats `input_id
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -22,11 +22,14 @@ from data_templates import Row, Template
 from sft import UserError
 from sft.files import read_json, whole_folder, write_json
 from sft.recipe import Recipe
+from sft.rows.notes import Note
+from sft.rows.read import read
 from sft.rows.split import REPEATED, Sample, Split, hashed
-from sft.rows.template import Loaded
+from sft.rows.template import Loaded, call, samples
 from sft.rows.unusable import refuse_unusable
 from sft.rows.watch import unchanged
 from sft.tokens.codec import Codec
+from sft.tokens.conversation import Difference
 from sft.tokens.counts import FACTS, Counts, Tally, looks
 from sft.tokens.provenance import digest, first_records, made_of
 
@@ -68,6 +71,8 @@ class Tokens:
     made_of: Mapping[str, Any]
     """What they follow from, as JSON has it: settings, data, tokenizer, template, and under `called` the files that the
     template read while it was called."""
+    notes: Sequence[Note] = ()
+    """What of the files nothing reads, or what else came in unseen."""
 
 
 def prepare(recipe: Recipe, loaded: Loaded, tokenizer: "PreTrainedTokenizerFast", codec: Codec) -> Tokens:
@@ -88,7 +93,8 @@ def prepare(recipe: Recipe, loaded: Loaded, tokenizer: "PreTrainedTokenizerFast"
     train, test = (Dataset.from_file(str(folder / f"{side}.arrow")) for side in ("train", "test"))
     if not any(c.weighted for c in counts.values()):
         train, test = train.remove_columns("weights"), test.remove_columns("weights")
-    return Tokens(train, test, counts, made["digests"], parts | {"called": made["files"]})
+    notes = [Note(*note) for note in made["notes"]]
+    return Tokens(train, test, counts, made["digests"], parts | {"called": made["files"]}, notes)
 
 
 def _as_made(folder: Path, recipe: Recipe, loaded: Loaded) -> bool:
@@ -113,12 +119,18 @@ def _write(recipe: Recipe, loaded: Loaded, codec: Codec, folder: Path) -> None:
     with _stream(facts, FACTS) as stream:
         for batch in _facts(recipe, loaded.template, codec, split):
             stream.write_batch(batch)
+    if loaded.template.label is not None:  # the template reads a class, whatever task it is used for
+        where, record = next(read(recipe.data, "train"))
+        with suppress(UserError):  # it may not be there
+            for row in samples(loaded.template, record, where):
+                call(loaded.template.label, split.notes.watching(row), where)
     counts, digests = _deal(facts, split.sides(), codec, folder)
     facts.unlink()
     for side, found in counts.items():
         if not found.rows:
             raise UserError(_nothing_left(recipe, side, found))
     made = {"counts": {side: asdict(c) for side, c in counts.items()}, "digests": digests}
+    made["notes"] = split.notes.all(recipe.data.columns)
     write_json(folder / MADE, made | {"first": first_records(recipe, loaded.template), "files": loaded.when_called()})
 
 
@@ -144,7 +156,10 @@ class _Ids(NamedTuple):
     heads: list[list[int]]
     tails: list[list[int]]
     unchanged: list[bool]
+    prompts_unchanged: list[bool]
     merged: list[bool]
+    written: list[str]
+    """The prompts as they were tokenised."""
 
 
 def _facts(recipe: Recipe, template: Template, codec: Codec, split: Split) -> Iterator[pa.RecordBatch]:
@@ -184,18 +199,36 @@ def _empty(template: Template, row: Row) -> str | None:
 
 
 def _encode(codec: Codec, batch: Sequence[Sample]) -> _Ids:
+    prompts = [sample.prompt for sample in batch]
+    texts, outputs = [sample.text for sample in batch], [sample.output for sample in batch]
+    written = _rendered(batch, lambda some: codec.rendered(prompts[some]))
+    heads, tails = codec.heads(written), codec.outputs(outputs)
+    return _Ids(
+        heads,
+        tails,
+        codec.unchanged(outputs, tails),
+        codec.prompts_unchanged(written, heads),
+        codec.merged(texts, outputs, heads, tails),
+        written,
+    )
+
+
+def _differences(codec: Codec, batch: Sequence[Sample], written: Sequence[str]) -> list[list[Difference]]:
+    prompts, outputs = [sample.prompt for sample in batch], [sample.output for sample in batch]
+    return _rendered(batch, lambda some: codec.differences(prompts[some], outputs[some], written[some]))
+
+
+def _rendered(batch: Sequence[Sample], render: Callable[[slice], list[Any]]) -> list[Any]:
+    """What a chat template makes of all samples; where it refuses one, which it does not know, the message names it."""
     try:
-        heads = codec.prompts([sample.prompt for sample in batch])
-    except UserError:  # a chat template that refuses a prompt does not know which row it is
-        for sample in batch:
+        return render(slice(None))
+    except UserError:
+        for i, sample in enumerate(batch):
             try:
-                codec.prompts([sample.prompt])
+                render(slice(i, i + 1))
             except UserError as error:
                 raise UserError(f"{sample.where}: {error}") from error
         raise
-    texts, outputs = [sample.text for sample in batch], [sample.output for sample in batch]
-    tails = codec.outputs(outputs)
-    return _Ids(heads, tails, codec.unchanged(outputs, tails), codec.merged(texts, outputs, heads, tails))
 
 
 def _look(recipe: Recipe, template: Template, codec: Codec, batch: Sequence[Sample], ids: _Ids) -> pa.RecordBatch:
@@ -236,8 +269,12 @@ def _look(recipe: Recipe, template: Template, codec: Codec, batch: Sequence[Samp
         "kept": kept,
         "ended": [labels[end - len(codec.end) : end].tolist() == codec.end for end in ends[1:]],
         "changed": [not same for same in ids.unchanged],
+        "prompt_changed": [not same for same in ids.prompts_unchanged],
         "seam": ids.merged,
         "empty": [_empty(template, sample.row) for sample in batch],
+        "differences": [
+            [difference._asdict() for difference in some] for some in _differences(codec, batch, ids.written)
+        ],
         "looks": [looks(sample.text, special) + looks(sample.output, special) for sample in batch],
     }
     return pa.RecordBatch.from_pydict(columns, schema=FACTS)
