@@ -332,6 +332,12 @@ def _opened_with_metrics(recipe: Any) -> Any:
 
 def _check(options: argparse.Namespace) -> None:
     opened = _opened_with_metrics(_load(options))
+    from sft.recipe.checks import judged_by_their_bounds
+
+    if not judged_by_their_bounds(opened.recipe):
+        from sft.train.settings import check_settings
+
+        check_settings(opened)
     if opened.recipe.task == "classification":
         from sft.show import say
         from sft.train.classification import labelled

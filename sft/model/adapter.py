@@ -4,7 +4,9 @@ No other module imports peft, and none asks what kind of adapter a recipe has. p
 function imports what it needs.
 """
 
-from collections.abc import Iterator, Sequence
+import re
+import warnings
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sft import UserError
 from sft.recipe import Recipe
+from sft.recipe.messages import not_accepted
+from sft.show import say
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,19 +79,193 @@ def peft_arguments(recipe: Recipe) -> dict[str, Any] | None:
     return None if recipe.lora is None else {"target_modules": "all-linear"} | recipe.lora
 
 
-def check_layer_names(recipe: Recipe, skeleton: "PreTrainedModel") -> None:
-    """Raise UserError for a layer that the recipe names and the model lacks. peft passes over such a name where another
-    one fits."""
-    modules = dict(skeleton.named_modules())
-    for key in ("target_modules", "modules_to_save"):
-        wanted = (recipe.lora or {}).get(key)
-        for name in wanted if isinstance(wanted, list) else ():
-            if not any(module == name or module.endswith(f".{name}") for module in modules):
-                leaves = {path.rsplit(".", 1)[-1] for path, module in modules.items() if hasattr(module, "weight")}
+def check_adapter(recipe: Recipe, skeleton: "PreTrainedModel") -> None:
+    """Make the recipe's adapter on a model without weights, which is used up by it.
+
+    Raises UserError for a name, a pattern or an index under `lora:` that hits nothing there, which peft passes over
+    where another one fits, and for what peft cannot make. An adapter that will not merge is reported.
+    """
+    lora, arguments = recipe.lora, peft_arguments(recipe)
+    if lora is None or arguments is None:
+        return
+    _check_names(lora, skeleton)
+    _check_token_indices(lora, skeleton)
+    without = {key: value for key, value in arguments.items() if key != "exclude_modules"}
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        if without != arguments:
+            wider = _made_or_culprit(skeleton, without)
+            otherwise, skeleton = {*wider.base_model.targeted_module_names}, wider.unload()
+        adapted = _made_or_culprit(skeleton, arguments)
+    if without != arguments:
+        _check_exclusions(lora["exclude_modules"], otherwise - {*adapted.base_model.targeted_module_names})
+    _check_hits(lora, adapted)
+    if lora.get("ensure_weight_tying") and any("ensure_weight_tying" in str(warning.message) for warning in said):
+        raise UserError("`lora.ensure_weight_tying` changes nothing: no layer whose weight is shared is adapted")
+    if reason := not_mergeable(recipe) or _cannot_merge(adapted):
+        say(f"this adapter can be trained and used beside its base, and cannot be merged: {reason}")
+
+
+def _made_or_culprit(skeleton: "PreTrainedModel", arguments: Mapping[str, Any]) -> Any:
+    """The adapter on the skeleton. Raises UserError with the setting without which peft would make it."""
+    import torch
+
+    try:
+        return make_adapter(skeleton, dict(arguments))
+    except UserError as error:
+        for key in arguments:
+            with torch.device("meta"):
+                fresh = type(skeleton)(skeleton.config)
+            try:
+                make_adapter(fresh, {name: value for name, value in arguments.items() if name != key})
+            except UserError:
+                continue
+            raise UserError(not_accepted("lora", {key: arguments[key]}, "peft", error.__cause__)) from error
+        raise
+
+
+def _check_names(lora: Mapping[str, Any], skeleton: "PreTrainedModel") -> None:
+    """The names of `lora:` that the model lacks, and the patterns that no name fits."""
+    modules, layers = dict(skeleton.named_modules()), skeleton.config.get_text_config().num_hidden_layers
+    if lora.get("target_modules", "all-linear") == "all-linear":
+        for key in lora.keys() & {"layers_to_transform", "layers_pattern"}:
+            raise UserError(f"`lora.{key}` needs a list in `lora.target_modules`, such as [{_leaf(skeleton)}]")
+    wanted = lora.get("layers_to_transform")
+    for index in wanted if isinstance(wanted, list) else [] if wanted is None else [wanted]:
+        if type(index) is not int or not 0 <= index < layers:
+            raise UserError(f"`lora.layers_to_transform` names layer {index!r}; there are 0 to {layers - 1}")
+    leaves = {path.rsplit(".", 1)[-1] for path, module in modules.items() if hasattr(module, "weight")}
+    there = f"there are {', '.join(sorted(leaves))}"
+    for key in ("target_modules", "exclude_modules", "modules_to_save", "target_parameters", "layers_to_transform"):
+        wanted = lora.get(key)
+        if wanted in ([], {}, "") and (key != "target_modules" or not lora.get("target_parameters")):
+            raise UserError(f"`lora.{key}` is empty; {there}; name some of them, or leave it out")
+        paths = dict(skeleton.named_parameters()) if key == "target_parameters" else modules
+        for name in wanted if isinstance(wanted, list) and key != "layers_to_transform" else ():
+            if not isinstance(name, str) or not any(_ends(path, name) for path in paths):
+                raise UserError(f"`lora.{key}` names `{name}`, which this model does not have; {there}")
+        if isinstance(wanted, str) and wanted.lower() != "all-linear":
+            with _patterns(f"lora.{key}"):
+                if not any(re.fullmatch(wanted, path) for path in modules):
+                    raise UserError(
+                        f"`lora.{key}` is `{wanted}`, a pattern for whole paths such as {_path(skeleton)}, which no "
+                        "layer's fits; to give names, write a list"
+                    )
+    for key in ("rank_pattern", "alpha_pattern"):
+        for pattern, value in (lora.get(key) or {}).items():
+            whole = key == "rank_pattern"
+            if type(value) not in ((int,) if whole else (int, float)) or value <= 0:
+                kind = "a whole number" if whole else "a number"
+                raise UserError(f"`lora.{key}` gives `{pattern}` the value {value!r}; it takes {kind} above 0")
+            with _patterns(f"lora.{key}"):
+                re.compile(str(pattern))
+    if wanted := lora.get("layers_pattern"):
+        with _patterns("lora.layers_pattern"):
+            re.compile(str(wanted if isinstance(wanted, str) else "|".join(map(str, wanted))))
+    for name in lora.get("modules_to_save") or ():
+        if not any(_ends(path, name) and [*module.parameters()] for path, module in modules.items()):
+            raise UserError(f"`lora.modules_to_save` names `{name}`, which holds no weights; {there}")
+
+
+def _check_token_indices(lora: Mapping[str, Any], skeleton: Any) -> None:
+    """`trainable_token_indices`, which peft looks up in the embedding when it first trains."""
+    given = lora.get("trainable_token_indices")
+    if given is None:
+        return
+    key, rows = "lora.trainable_token_indices", skeleton.get_input_embeddings().num_embeddings
+    for name, indices in given.items() if isinstance(given, dict) else [(None, given)]:
+        if name is not None and not any(
+            _ends(path, name) and hasattr(module, "weight") for path, module in skeleton.named_modules()
+        ):
+            raise UserError(f"`{key}` names `{name}`, which this model does not have; write a list of ids alone")
+        if not isinstance(indices, list) or not indices:
+            raise UserError(f"`{key}` holds {indices!r}; write a list of token ids")
+        for index in indices:
+            if type(index) is not int or not 0 <= index < rows:
                 raise UserError(
-                    f"`lora.{key}` names `{name}`, which this model does not have; "
-                    f"there are {', '.join(sorted(leaves))}"
+                    f"`{key}` holds {index!r}; this model's token ids are the whole numbers 0 to {rows - 1}"
                 )
+        if len(set(indices)) < len(indices):
+            raise UserError(f"`{key}` holds an id twice; name each once")
+
+
+def _check_hits(lora: Mapping[str, Any], adapted: Any) -> None:
+    """What peft passed over without a word, or with a warning, while it made the adapter."""
+    from peft.tuners.lora import LoraLayer
+    from peft.utils.other import get_pattern_key
+
+    hit = [*adapted.base_model.targeted_module_names, *adapted.base_model.targeted_parameter_names]
+    for key in ("target_modules", "target_parameters"):
+        wanted = lora.get(key)
+        for name in wanted if isinstance(wanted, list) else ():
+            if not any(_ends(path, name) for path in hit):
+                raise UserError(f"`lora.{key}` names `{name}`, and the rest of `lora:` leaves none of these layers")
+    if (wanted := lora.get("layers_to_transform")) is not None:
+        given = lora.get("layers_pattern") or r"[^.]*"
+        found = {
+            pattern: {int(at[1]) for path in hit if (at := re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", path))}
+            for pattern in ([given] if isinstance(given, str) else given)
+        }
+        if none := [pattern for pattern, at in found.items() if not at]:
+            raise UserError(f"`lora.layers_pattern` names `{none[0]}`, under which no layer gets LoRA")
+        if lost := {*(wanted if isinstance(wanted, list) else [wanted])} - set[int]().union(*found.values()):
+            raise UserError(
+                f"`lora.layers_to_transform` names layer {min(lost)}, where the rest of `lora:` fits nothing"
+            )
+    for key in ("rank_pattern", "alpha_pattern"):
+        patterns = lora.get(key) or {}
+        used = {get_pattern_key([*patterns], path) for path in hit}
+        for pattern in patterns:
+            if pattern not in used:
+                raise UserError(f"`lora.{key}` has `{pattern}`, which fits no layer with LoRA that an earlier pattern "
+                                f"leaves; it is held against the end of paths such as {hit[0]}")  # fmt: skip
+    layers = {name: layer for name, layer in adapted.named_modules() if isinstance(layer, LoraLayer)}
+    full = max(min(layer.in_features, layer.out_features) for layer in layers.values())
+    if (rank := min(layer.r["default"] for layer in layers.values())) > full:
+        raise UserError(f"`lora.r` is {rank}; no layer here has a rank above {full}: write less")
+
+
+def _check_exclusions(excluded: str | list[str], lost: Collection[str]) -> None:
+    """Whether each of `exclude_modules` keeps LoRA from a layer; `lost` are those that have it otherwise."""
+    for name in [excluded] if isinstance(excluded, str) else excluded:
+        if not any(re.fullmatch(name, path) if isinstance(excluded, str) else _ends(path, name) for path in lost):
+            raise UserError(f"`lora.exclude_modules` has `{name}`, which gets no LoRA in any case; remove it")
+
+
+def _cannot_merge(adapted: Any) -> str | None:
+    """Why the adapter cannot become part of the weights, as peft says when it tries; or None."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for layer in [module for module in adapted.modules() if isinstance(module, BaseTunerLayer)]:
+        try:
+            layer.merge(safe_merge=False)
+        except Exception as error:  # each kind of layer has its own reasons
+            return " ".join(str(error).split())
+    return None
+
+
+@contextmanager
+def _patterns(key: str) -> Iterator[None]:
+    """Within, a regular expression that is none is a mistake of the recipe."""
+    try:
+        yield
+    except re.error as error:
+        raise UserError(f"`{key}` holds `{error.pattern!s}`, which is not a regular expression: {error.msg}") from error
+
+
+def _ends(path: str, name: str) -> bool:
+    """Whether peft takes a name for this path."""
+    return path == name or path.endswith(f".{name}")
+
+
+def _path(skeleton: "PreTrainedModel") -> str:
+    """The path of a layer in the stack, as an example."""
+    stacked = [path for path, weight in skeleton.named_parameters() if weight.ndim == 2 and re.search(r"\.\d+\.", path)]
+    return stacked[-1].rpartition(".")[0]
+
+
+def _leaf(skeleton: "PreTrainedModel") -> str:
+    return _path(skeleton).rpartition(".")[2]
 
 
 def add_adapter(model: "PreTrainedModel", recipe: Recipe) -> Any:
@@ -108,8 +286,8 @@ def make_adapter(model: "PreTrainedModel", arguments: dict[str, Any]) -> Any:
     try:
         config = LoraConfig(task_type="CAUSAL_LM", **arguments)
         adapted = get_peft_model(model, config, low_cpu_mem_usage=model.device.type == "meta")
-    except (TypeError, ValueError) as error:
-        raise UserError(f"`lora:` is not accepted by peft: {error}") from error
+    except Exception as error:  # peft raises what the operation raises that a wrong value ends in
+        raise UserError(not_accepted("lora", arguments, "peft", error)) from error
     made = adapted.peft_config["default"]
     assert made.peft_type == PeftType.LORA, f"peft made an adapter of type {made.peft_type}, the recipe says LoRA"
     assert any(isinstance(layer, LoraLayer) for layer in adapted.modules()), "peft gave LoRA to no layer"

@@ -1,5 +1,6 @@
 """Base model and quantisation of a recipe, each checked after it was made; and the model that its training left."""
 
+import copy
 import ctypes
 import os
 import platform
@@ -9,9 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft import UserError
+from sft.decoding import of_whole_texts
 from sft.hub import check_published, not_cached, offline
-from sft.model.adapter import check_layer_names, open_adapter
+from sft.model.adapter import check_adapter, open_adapter
 from sft.recipe import Recipe
+from sft.recipe.messages import not_accepted
 from sft.run import check_files, check_language_model
 from sft.tokens.codec import Codec
 from sft.tokens.tokenizer import base_commit, named_revision, unreachable
@@ -19,15 +22,23 @@ from sft.tokens.tokenizer import base_commit, named_revision, unreachable
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
+TRIED_TOKENS = 4
+"""Tokens that are written to try `generation:` out."""
+
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Of glibc's malloc.h."""
 
 
-def check_model(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast") -> None:
+class OutOfReach(UserError):
+    """The model's config cannot be had."""
+
+
+def check_model(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast") -> "PreTrainedModel":
     """Find what is wrong with the model before any row is read or weight loaded: its config, built without memory.
 
-    Raises UserError where the model cannot be reached, has fewer positions than `trainer.max_length` or fewer
-    embeddings than the tokenizer has tokens, or lacks a layer that `lora:` names.
+    Returns it, as it is without an adapter. Raises UserError where the model cannot be reached (OutOfReach), has fewer
+    positions than `trainer.max_length` or fewer embeddings than the tokenizer has tokens, or where the adapter of
+    `lora:` cannot be made on it as the recipe says.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -51,7 +62,8 @@ def check_model(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast") -> None:
             f"{_name(recipe)}: the tokenizer has {len(tokenizer)} tokens, the model embeds {rows}; "
             "use the tokenizer that the model was trained with"
         )
-    check_layer_names(recipe, skeleton)
+    check_adapter(recipe, copy.deepcopy(skeleton))
+    return skeleton
 
 
 def load_base(
@@ -135,9 +147,39 @@ def decoding(recipe: Recipe, codec: Codec) -> "GenerationConfig":
         config.validate(strict=True)
         if not config.max_new_tokens:
             raise ValueError("`max_new_tokens` is empty; write a number above 0")
-    except (TypeError, ValueError) as error:
-        raise UserError(f"`generation:` is not accepted by transformers: {error}") from error
+    except Exception as error:  # each field has its own way to be wrong
+        raise UserError(not_accepted("generation", recipe.generation, "transformers", error)) from error
     return config
+
+
+def check_decoding(recipe: Recipe, codec: Codec) -> None:
+    """Write some tokens by the recipe's `generation:` with a model of one small layer and this vocabulary: what
+    `generate` finds wrong, it finds while it writes.
+
+    Raises UserError for a setting that transformers does not accept.
+    """
+    import torch
+    from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
+
+    config, vocabulary = decoding(recipe, codec), len(codec.tokenizer)
+    for key in ("suppress_tokens", "begin_suppress_tokens", "forced_eos_token_id"):
+        given = recipe.generation.get(key)
+        for token in given if isinstance(given, list) else [] if given is None else [given]:
+            if type(token) is not int or not 0 <= token < vocabulary:
+                raise UserError(f"`generation.{key}` names token {token!r}; the ids here are 0 to {vocabulary - 1}")
+    if not of_whole_texts(config.to_diff_dict()):
+        return  # each has its bounds in sft.decoding
+    sizes = GPT2Config(vocab_size=vocabulary, n_positions=32, n_embd=4, n_layer=1, n_head=1)
+    with torch.random.fork_rng(devices=[]):
+        model = GPT2LMHeadModel(sizes).eval()
+        model.generation_config = GenerationConfig()
+        config.max_new_tokens = min(TRIED_TOKENS, int(config.max_new_tokens or 1))
+        prompt = torch.zeros(2, 4, dtype=torch.long)
+        try:
+            model.generate(input_ids=prompt, attention_mask=prompt + 1, generation_config=config,
+                           tokenizer=codec.tokenizer)  # fmt: skip
+        except Exception as error:  # each field has its own way to be wrong
+            raise UserError(not_accepted("generation", recipe.generation, "transformers", error)) from error
 
 
 def device(recipe: Recipe) -> str:
@@ -226,7 +268,7 @@ def _config(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast") -> "PreTrained
         try:
             return AutoConfig.from_pretrained(_name(recipe), revision=base_commit(recipe))
         except Exception as error:  # the hub client raises dozens of classes
-            raise UserError(unreachable(_name(recipe), "model", error, named_revision(recipe))) from error
+            raise OutOfReach(unreachable(_name(recipe), "model", error, named_revision(recipe))) from error
     ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     try:
         return AutoConfig.for_model(**({"vocab_size": len(tokenizer)} | ids | recipe.model))

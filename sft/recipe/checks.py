@@ -13,6 +13,11 @@ TO_THE_HUB = "nothing is sent while training: write `sft export --to adapter --o
 CHANGES_BASE = "it changes the base model, to which the result is compared"
 NO_SUCH_LOSS = "it adds to the loss, which here is that of the outputs alone"
 
+NO_ASSISTANT = "the model writes by itself, without an assistant or a look-up"
+OF_ENCODERS = "it is for models with an encoder"
+OWN_CACHE = "answers are written in pieces, with a cache of their own"
+CODE_OF_THE_HUB = "transformers 5 has it as code on the hub alone, and code from the hub is never run"
+
 OWNED = {
     "trainer": {
         "output_dir": "the run's folder is `output` at the top level",
@@ -69,7 +74,21 @@ OWNED = {
                    "num_return_sequences": "write `sft generate --samples N`",
                    "return_dict_in_generate": "the text alone is kept", "output_scores": "the text alone is kept",
                    "output_logits": "the text alone is kept", "output_attentions": "the text alone is kept",
-                   "output_hidden_states": "the text alone is kept"},
+                   "output_hidden_states": "the text alone is kept",
+                   "transformers_version": "it is the version that is installed",
+                   "token_healing": "the prompt is the one of training, token by token",
+                   "forced_bos_token_id": "the prompt is the one of training, token by token"}
+                  | dict.fromkeys(("prompt_lookup_num_tokens", "max_matching_ngram_size", "is_assistant", "use_mtp",
+                                   "num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_lookbehind",
+                                   "assistant_confidence_threshold", "assistant_early_exit", "target_lookbehind",
+                                   "assistant_ensemble_weight", "speculation_type"), NO_ASSISTANT)
+                  | dict.fromkeys(("encoder_repetition_penalty", "encoder_no_repeat_ngram_size",
+                                   "decoder_start_token_id"), OF_ENCODERS)
+                  | dict.fromkeys(("use_cache", "cache_implementation", "cache_config", "max_cache_len",
+                                   "compile_config", "disable_compile", "continuous_batching_config",
+                                   "prefill_chunk_size"), OWN_CACHE)
+                  | dict.fromkeys(("low_memory", "penalty_alpha", "dola_layers", "diversity_penalty",
+                                   "num_beam_groups", "constraints", "force_words_ids"), CODE_OF_THE_HUB),
 }  # fmt: skip
 """Fields of the libraries that the pipeline itself decides. Setting one would be ignored or would break a promise."""
 
@@ -100,16 +119,36 @@ SEED = Bounds(0, 2**32 - 1, whole=True)
 BOUNDS: Mapping[str, Mapping[str, Bounds]] = {
     "trainer": dict.fromkeys(("max_length", "max_steps", "num_train_epochs", "per_device_train_batch_size",
                               "per_device_eval_batch_size", "gradient_accumulation_steps", "learning_rate"), ABOVE_0)
+               | dict.fromkeys(("logging_steps", "save_steps", "eval_steps"), ABOVE_0)
+               | dict.fromkeys(("weight_decay", "warmup_steps", "max_grad_norm"), Bounds(0))
                | dict.fromkeys(("seed", "data_seed"), SEED),
-    "lora": dict.fromkeys(("r", "lora_alpha"), ABOVE_0),
+    "lora": dict.fromkeys(("r", "lora_alpha"), ABOVE_0) | {"lora_dropout": Bounds(0, 0.99)},
     "generation": {name: setting.bounds for name, setting in SETTINGS.items() if setting.bounds},
 }  # fmt: skip
 """What numbers the libraries' fields take, which the libraries tell late or never."""
+
+PLAIN: Mapping[tuple[str, str], tuple[Any, ...]] = {
+    ("trainer", "lr_scheduler_type"): ("linear", "cosine"),
+    ("trainer", "eval_strategy"): ("no", "steps", "epoch"),
+    ("lora", "target_modules"): ("all-linear",),
+    ("lora", "bias"): ("none",),
+}
+"""Values that no library has to be asked about, of settings that have others."""
 
 NO_LIMIT = ("max_steps", -1)
 
 AUTO = (("trainer", "per_device_train_batch_size"), "auto")
 """The one setting that a library does not know: the largest micro-batch that fits the card, by `sft.memory.fit`."""
+
+
+def judged_by_their_bounds(recipe: Recipe) -> bool:
+    """Whether no setting of the recipe has to be tried in its library, which takes seconds to import."""
+    return all(
+        key in BOUNDS[section] or value in PLAIN.get((section, key), ())
+        for section in LIBRARIES
+        for key, value in (getattr(recipe, section) or {}).items()
+        if section != "generation" or key not in SETTINGS
+    )
 
 
 def library_problems(document: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -122,6 +161,11 @@ def library_problems(document: Mapping[str, Any]) -> Iterator[tuple[tuple[str, .
             yield ("model", "model_type"), f"transformers has no model type `{model['model_type']}`"
         else:
             sections["model"] = known
+    if "lora" in document and document["lora"] is None:
+        yield (
+            ("lora",),
+            "`lora` is empty; write `lora: {}` for peft's defaults, or take the key away to train all weights",
+        )
     for section, known in sections.items():
         values = document.get(section)
         if not isinstance(values, dict):

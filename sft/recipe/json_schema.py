@@ -18,5 +18,5 @@ def schema() -> dict[str, Any]:
             loading = {name: kind.schema() for name, kind in LOADED_WITH.items()}
             known["model_init_kwargs"] = {"type": "object", "additionalProperties": False, "properties": loading}
         node["properties"] = known
-        schema["properties"][section] = {"anyOf": [node, {"type": "null"}]} if section == "lora" else node
+        schema["properties"][section] = node
     return schema

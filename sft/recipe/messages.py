@@ -1,6 +1,7 @@
 """Mistakes of a recipe in words: the nearest right key, the name that another tool has for it, what a value may be."""
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -55,6 +56,16 @@ def unknown_key(loc: tuple[str, ...], known: Mapping[str, Any]) -> str:
     if section and section[0] in LIBRARIES:
         return f"{message}; known are the fields of {LIBRARIES[section[0]].owner}"
     return f"{message}; known are {', '.join(sorted(known))}"
+
+
+def not_accepted(section: str, settings: Mapping[str, Any], library: str, error: BaseException | None) -> str:
+    """The sentence about settings that a library does not accept, with the key that its own words name."""
+    reason = " ".join(str(error).split())[:300] or type(error).__name__
+    named = [key for key in settings if re.search(rf"\b{re.escape(key)}\b", reason) and len(key) > 1]
+    if len(settings) == 1:
+        named = [*settings]
+    where = " and ".join(f"`{section}.{key}`" for key in named) or f"`{section}:`"
+    return f"{where} {'are' if len(named) > 1 else 'is'} not accepted by {library}: {reason}"
 
 
 MISSING = {"model": "model: gpt2", "template": "template: story", "data": "data: {train: rows.jsonl}",

@@ -200,7 +200,7 @@ def _override(document: Any, override: str) -> str:
                 raise UserError(f"{override}: `{section}` is {shown(node[parent])}, not a section of keys")
             node[parent] = {}
         node = node[parent]
-    if value is None and key.split(".")[0] not in LIBRARIES:
+    if value is None and (key == "lora" or key.split(".")[0] not in LIBRARIES):
         node.pop(last, None)
     else:
         node[last] = value

@@ -9,14 +9,14 @@ from transformers import PreTrainedTokenizerFast, Trainer
 
 from sft.files import whole_folder, write_json, write_text
 from sft.model.adapter import save_adapter, without_copies
-from sft.model.load import check_model, decoding, keep_freed_memory
+from sft.model.load import check_decoding, check_model, keep_freed_memory
 from sft.recipe import Recipe
 from sft.run import claim, finished
 from sft.show import say
 from sft.tokens.check import refuse
 from sft.tokens.opened import Opened
 from sft.train import card, classification, language_modelling
-from sft.train.arguments import arguments, use_all_cores
+from sft.train.arguments import arguments, check_arguments, use_all_cores
 from sft.train.checkpoints import check_finite, last_whole_checkpoint
 from sft.train.choices import by_machine, settle
 from sft.train.record import parameters_line, record
@@ -33,8 +33,8 @@ def train(recipe: Recipe) -> Path:
     args = arguments(settle(recipe, choices))
     use_all_cores(args)
     with PartialState().main_process_first():
-        check_model(recipe, opened.tokenizer)
-        decoding(recipe, opened.codec)  # a mistake in `generation:` is reported now, not after hours of training
+        check_arguments(recipe, args, check_model(recipe, opened.tokenizer))
+        check_decoding(recipe, opened.codec)  # a mistake in `generation:` is reported now, not after hours of training
         labelled = classification.labelled(opened) if recipe.task == "classification" else None
         refuse(recipe, opened.tokens)
         claim(opened, labelled.digests if labelled else opened.tokens.digests)
