@@ -177,7 +177,7 @@ def test_an_end_token_ends_the_text_and_is_not_part_of_it(gpt2_like: Path, score
 
 def test_a_wrong_generation_setting_is_an_error(scored: Recipe) -> None:
     codec = Codec(AutoTokenizer.from_pretrained(scored.model))
-    with pytest.raises(UserError, match="`generation.early_stopping` is not accepted"):
+    with pytest.raises(UserError, match=r"`generation\.early_stopping` is not accepted"):
         decoding(load(scored.folder / "recipe.yaml", ["generation.early_stopping=maybe"]), codec)
 
 
