@@ -35,6 +35,10 @@ ADAPTER: list[tuple[dict[str, Any], str]] = [
     ({"target_parameters": ["q_proj.wait"], "target_modules": []}, "`lora.target_parameters` names `q_proj.wait`, wh"),
     ({"layer_replication": [[0, 99]]}, "`lora.layer_replication` is not accepted by peft: index 2 is out of range"),
     ({"ensure_weight_tying": True}, "`lora.ensure_weight_tying` changes nothing"),
+    ({"target_modules": ["lm_head"]}, "`lora.target_modules` gives LoRA to the head, whose weight the loss reads past"),
+    ({"velora_config": {"num_grups": 4}}, "unknown key `num_grups` under `lora.velora_config`, which has num_groups"),
+    ({"use_bdlora": {"target_modules_bd_a": ["c_attn"], "match_strict": False}},
+     "`lora.use_bdlora.target_modules_bd_a` names `c_attn`, and no layer with LoRA has that in its path"),
     ({"r": 1000}, "`lora.r` is 1000; no layer here has a rank above 32"),
 ]  # fmt: skip
 TRAINER: list[tuple[dict[str, Any], str]] = [
@@ -48,6 +52,16 @@ TRAINER: list[tuple[dict[str, Any], str]] = [
     ({"optim": "adam"}, "`trainer.optim` is not accepted by trl.SFTConfig: adam is not a valid OptimizerNames"),
     ({"optim": "sgd", "adam_beta1": 0.5}, "`trainer.adam_beta1` changes nothing with `trainer.optim: sgd`"),
     ({"optim_args": "rank=3"}, "`trainer.optim_args` changes nothing with `trainer.optim: adamw_torch"),
+    ({"activation_checkpointing_kwargs": {"a": 1}}, "`trainer.activation_checkpointing_kwargs` is not accepted by tr"),
+    ({"activation_checkpointing_kwargs": "a"}, "`trainer.activation_checkpointing_kwargs` is 'a'; it takes a mapping"),
+    ({"torch_compile_mode": "fastest"}, "`trainer.torch_compile_mode` is not accepted by transformers: Unrecognized"),
+    ({"log_level": "loud"}, "`trainer.log_level` is 'loud'; write one of 'passive', 'debug', 'info'"),
+    ({"loss_type": "mse"}, "`trainer.loss_type` is 'mse'; write one of 'nll', 'dft', 'chunked_nll'"),
+    ({"metric_for_best_model": "bleu"}, "`trainer.metric_for_best_model` is 'bleu'; write one of loss, perplexity,"),
+    ({"save_strategy": "best"}, "`trainer.save_strategy: best` needs `trainer.metric_for_best_model`"),
+    ({"router_aux_loss_coef": 0.5}, "`trainer.router_aux_loss_coef` is for mixtures of experts"),
+    ({"dataloader_prefetch_factor": 2}, "`trainer.dataloader_prefetch_factor` changes nothing without `trainer.data"),
+    ({"dataloader_num_workers": -1}, "`trainer.dataloader_num_workers` is -1; it takes a whole number from 0 to 1024"),
     ({"adam_beta1": 1.5}, "`trainer.adam_beta1` is not accepted by transformers: Invalid beta parameter at index 0"),
 ]  # fmt: skip
 GENERATION: list[tuple[dict[str, Any], str]] = [
@@ -62,6 +76,11 @@ GENERATION: list[tuple[dict[str, Any], str]] = [
     ({"suppress_tokens": [10**6]}, "`generation.suppress_tokens` names token 1000000; the ids here are 0 to"),
     ({"suppress_tokens": ["a"]}, "`generation.suppress_tokens` names token 'a'; the ids here are 0 to"),
     ({"early_stopping": "maybe"}, "`generation.early_stopping` is not accepted by transformers"),
+    (
+        {"exponential_decay_length_penalty": ["a"]},
+        "`generation.exponential_decay_length_penalty` is not accepted by tra",
+    ),
+    ({"min_new_tokens": "a"}, "`generation.min_new_tokens` is 'a'; it takes a whole number"),
     ({"length_penalty": 2.0}, "`generation.length_penalty` is not accepted by transformers"),
 ]
 
@@ -90,21 +109,50 @@ def llama(
     ],
 )
 def test_what_a_library_would_drop_or_choke_on_is_reported_before_a_row_is_read(
-    llama: Any, capsys: pytest.CaptureFixture[str], section: str, settings: dict[str, Any], message: str, command: str
-) -> None:
-    recipe = llama(data={"train": "no_such_rows.jsonl"}, **{section: settings})
+    llama: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    section: str, settings: dict[str, Any], message: str, command: str,
+) -> None:  # fmt: skip
+    (tmp_path / "broken_rows.jsonl").write_text("{")
+    recipe = llama(data={"train": str(tmp_path / "broken_rows.jsonl")}, **{section: settings})
     assert main([command, str(recipe)]) == 2
     error = capsys.readouterr().err
     assert message in error
-    assert "no_such_rows" not in error
+    assert "broken_rows" not in error
 
 
-@pytest.mark.parametrize("settings", [{"lora_bias": True}, {"layer_replication": [[0, 2], [1, 2]]}])
+@pytest.mark.parametrize(
+    ("model_type", "settings", "reason"),
+    [
+        ("llama", {"lora_bias": True}, "the base layer has no bias"),
+        ("llama", {"layer_replication": [[0, 2], [1, 2]]}, "one weight in several layers"),
+        ("gpt2", {"target_modules": ["wte"]}, "transformer.wte.base_layer.weight and lm_head.weight are one weight"),
+    ],
+)
 def test_an_adapter_that_will_not_merge_is_reported_before_it_is_trained(
-    llama: Any, capsys: pytest.CaptureFixture[str], settings: dict[str, Any]
+    llama: Any, capsys: pytest.CaptureFixture[str], model_type: str, settings: dict[str, Any], reason: str
 ) -> None:
-    assert main(["check", str(llama(lora=settings))]) == 0
-    assert "can be trained and used beside its base, and cannot be merged: " in capsys.readouterr().err
+    assert main(["check", str(llama(model_type, lora=settings))]) == 0
+    error = capsys.readouterr().err
+    assert "can be trained and used beside its base, and cannot be merged: " in error
+    assert reason in error
+
+
+def test_a_training_without_a_step_is_refused_before_weights_are_loaded(
+    llama: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = llama(trainer={"dataloader_drop_last": True, "per_device_train_batch_size": 64})
+    assert main(["train", str(recipe)]) == 2
+    assert (
+        "`trainer.dataloader_drop_last` leaves no step: a batch is 64 rows, and there are 18" in capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize("settings", [{"modules_to_save": ["wte"]}, {"trainable_token_indices": [3, 4]}])
+def test_a_trained_embedding_beside_a_base_in_bf16_trains(
+    tmp_path: Path, gpt2_like: Path, tiny_model: Any, write_recipe: Any, settings: dict[str, Any]
+) -> None:
+    tiny_model(tmp_path / "model", gpt2_like)
+    assert main(["train", str(write_recipe(tmp_path, lora=settings, trainer={"bf16": True}))]) == 0
 
 
 @pytest.mark.parametrize(

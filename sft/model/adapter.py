@@ -151,12 +151,15 @@ def _check_names(lora: Mapping[str, Any], skeleton: "PreTrainedModel") -> None:
                         f"`lora.{key}` is `{wanted}`, a pattern for whole paths such as {_path(skeleton)}, which no "
                         "layer's fits; to give names, write a list"
                     )
+    full = max(min(weight.shape) for weight in skeleton.parameters() if weight.ndim == 2)
+    if lora.get("r", 1) > full:
+        raise UserError(f"`lora.r` is {lora['r']}; no layer here has a rank above {full}: write less")
     for key in ("rank_pattern", "alpha_pattern"):
         for pattern, value in (lora.get(key) or {}).items():
             whole = key == "rank_pattern"
-            if type(value) not in ((int,) if whole else (int, float)) or value <= 0:
-                kind = "a whole number" if whole else "a number"
-                raise UserError(f"`lora.{key}` gives `{pattern}` the value {value!r}; it takes {kind} above 0")
+            if type(value) not in ((int,) if whole else (int, float)) or value <= 0 or (whole and value > full):
+                kind = f"a whole number from 1 to {full}" if whole else "a number above 0"
+                raise UserError(f"`lora.{key}` gives `{pattern}` the value {value!r}; it takes {kind}")
             with _patterns(f"lora.{key}"):
                 re.compile(str(pattern))
     if wanted := lora.get("layers_pattern"):
@@ -194,6 +197,11 @@ def _check_hits(lora: Mapping[str, Any], adapted: Any) -> None:
     from peft.tuners.lora import LoraLayer
     from peft.utils.other import get_pattern_key
 
+    if isinstance(adapted.get_output_embeddings(), LoraLayer):
+        raise UserError(
+            "`lora.target_modules` gives LoRA to the head, whose weight the loss reads past it; take it out of there, "
+            "and train it whole by `lora.modules_to_save` if need be"
+        )
     hit = [*adapted.base_model.targeted_module_names, *adapted.base_model.targeted_parameter_names]
     for key in ("target_modules", "target_parameters"):
         wanted = lora.get(key)
@@ -212,6 +220,10 @@ def _check_hits(lora: Mapping[str, Any], adapted: Any) -> None:
             raise UserError(
                 f"`lora.layers_to_transform` names layer {min(lost)}, where the rest of `lora:` fits nothing"
             )
+    for part in ("target_modules_bd_a", "target_modules_bd_b"):
+        for name in (lora.get("use_bdlora") or {}).get(part) or ():
+            if not any(str(name) in path for path in hit):
+                raise UserError(f"`lora.use_bdlora.{part}` names `{name}`, and no layer with LoRA has that in its path")
     for key in ("rank_pattern", "alpha_pattern"):
         patterns = lora.get(key) or {}
         used = {get_pattern_key([*patterns], path) for path in hit}
@@ -219,10 +231,6 @@ def _check_hits(lora: Mapping[str, Any], adapted: Any) -> None:
             if pattern not in used:
                 raise UserError(f"`lora.{key}` has `{pattern}`, which fits no layer with LoRA that an earlier pattern "
                                 f"leaves; it is held against the end of paths such as {hit[0]}")  # fmt: skip
-    layers = {name: layer for name, layer in adapted.named_modules() if isinstance(layer, LoraLayer)}
-    full = max(min(layer.in_features, layer.out_features) for layer in layers.values())
-    if (rank := min(layer.r["default"] for layer in layers.values())) > full:
-        raise UserError(f"`lora.r` is {rank}; no layer here has a rank above {full}: write less")
 
 
 def _check_exclusions(excluded: str | list[str], lost: Collection[str]) -> None:
@@ -234,9 +242,15 @@ def _check_exclusions(excluded: str | list[str], lost: Collection[str]) -> None:
 
 def _cannot_merge(adapted: Any) -> str | None:
     """Why the adapter cannot become part of the weights, as peft says when it tries; or None."""
+    from peft.tuners.lora import LoraLayer
     from peft.tuners.tuners_utils import BaseTunerLayer
 
+    holders = [(name, weight) for name, weight in adapted.named_parameters(remove_duplicate=False)]
     for layer in [module for module in adapted.modules() if isinstance(module, BaseTunerLayer)]:
+        weight = getattr(layer.get_base_layer(), "weight", None)
+        if isinstance(layer, LoraLayer) and sum(other is weight for _, other in holders) > 1:
+            names = [name.removeprefix("base_model.model.") for name, other in holders if other is weight]
+            return f"{' and '.join(names)} are one weight, and not all of them have the adapter"
         try:
             layer.merge(safe_merge=False)
         except Exception as error:  # each kind of layer has its own reasons
@@ -362,10 +376,12 @@ def in_weights(model: Any) -> Iterator[None]:
 
 def without_copies(recipe: Recipe, model: Any, args: "TrainingArguments") -> AbstractContextManager[None]:
     """Within, LoRA layers on a CPU leave their input as it is: they would copy it to fp32, and autocast back to bf16.
-    (DoRA computes norms in its input's type. On a GPU, `sft fit` foresees the copies.)"""
+    (DoRA computes norms in its input's type, and peft's layer of single tokens has no such switch. On a GPU, `sft fit`
+    foresees the copies.)"""
     from peft.helpers import disable_input_dtype_casting
 
-    exact = args.device.type == "cpu" and args.bf16 and not (recipe.lora or {}).get("use_dora")
+    needed = any((recipe.lora or {}).get(key) for key in ("use_dora", "trainable_token_indices"))
+    exact = args.device.type == "cpu" and args.bf16 and not needed
     return disable_input_dtype_casting(model, active=exact)
 
 

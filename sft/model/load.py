@@ -6,6 +6,7 @@ import os
 import platform
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -158,6 +159,22 @@ def check_decoding(recipe: Recipe, codec: Codec) -> None:
 
     Raises UserError for a setting that transformers does not accept.
     """
+    try:
+        _try_decoding(recipe, codec)
+    except UserError:
+        raise
+    except Exception as error:  # each field has its own way to be wrong
+        culprits = dict(recipe.generation)
+        for key in recipe.generation:
+            others = {name: value for name, value in recipe.generation.items() if name != key}
+            with suppress(Exception):
+                _try_decoding(recipe.model_copy(update={"generation": others}), codec)
+                culprits = {key: recipe.generation[key]}
+        raise UserError(not_accepted("generation", culprits, "transformers", error)) from error
+
+
+def _try_decoding(recipe: Recipe, codec: Codec) -> None:
+    """The same, with whatever `generate` raises."""
     import torch
     from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
 
@@ -169,17 +186,14 @@ def check_decoding(recipe: Recipe, codec: Codec) -> None:
                 raise UserError(f"`generation.{key}` names token {token!r}; the ids here are 0 to {vocabulary - 1}")
     if not of_whole_texts(config.to_diff_dict()):
         return  # each has its bounds in sft.decoding
-    sizes = GPT2Config(vocab_size=vocabulary, n_positions=32, n_embd=4, n_layer=1, n_head=1)
+    sizes = GPT2Config(vocab_size=vocabulary, n_positions=32, n_embd=4, n_layer=1, n_head=1, bos_token_id=0,
+                       eos_token_id=0)  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         model = GPT2LMHeadModel(sizes).eval()
         model.generation_config = GenerationConfig()
         config.max_new_tokens = min(TRIED_TOKENS, int(config.max_new_tokens or 1))
         prompt = torch.zeros(2, 4, dtype=torch.long)
-        try:
-            model.generate(input_ids=prompt, attention_mask=prompt + 1, generation_config=config,
-                           tokenizer=codec.tokenizer)  # fmt: skip
-        except Exception as error:  # each field has its own way to be wrong
-            raise UserError(not_accepted("generation", recipe.generation, "transformers", error)) from error
+        model.generate(input_ids=prompt, attention_mask=prompt + 1, generation_config=config, tokenizer=codec.tokenizer)
 
 
 def device(recipe: Recipe) -> str:
@@ -223,7 +237,8 @@ def _dtype(recipe: Recipe, training: bool = False) -> Any:
 
     frozen = recipe.has_adapter and has_bf16()
     if frozen and device(recipe) == "cpu":
-        frozen = training and recipe.quantization == "none" and bool(recipe.trainer.get("bf16", True))
+        whole = (recipe.lora or {}).get("modules_to_save")  # in fp32, as a LayerNorm in bf16 does not take it
+        frozen = training and recipe.quantization == "none" and bool(recipe.trainer.get("bf16", True)) and not whole
     return torch.bfloat16 if frozen else torch.float32
 
 

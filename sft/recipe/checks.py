@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sft.decoding import ABOVE_0, SETTINGS, Bounds
-from sft.recipe.fields import LIBRARIES, Kind, model_config_fields
+from sft.recipe.fields import LIBRARIES, Kind, lora_parts, model_config_fields, shown
 from sft.recipe.messages import unknown_key
 from sft.recipe.schema import NewTokenizer, Recipe, VocabularyFile
 
@@ -113,6 +113,18 @@ LOADED_WITH = {
 }
 """Fields of `trainer.model_init_kwargs`: what every stage that opens the base goes by."""
 
+NOTHING_WITHOUT = {
+    "liger_kernel_config": "use_liger_kernel", "packing_strategy": "packing",
+    "dataloader_persistent_workers": "dataloader_num_workers", "dataloader_prefetch_factor": "dataloader_num_workers",
+    "dataloader_multiprocessing_context": "dataloader_num_workers",
+    "run_name": "report_to", "project": "report_to", "trackio_space_id": "report_to",
+    "trackio_bucket_id": "report_to", "trackio_static_space_id": "report_to",
+}  # fmt: skip
+"""Settings of `trainer:` that change nothing where the other one is not set."""
+
+MEASURED = {"language_modelling": ("loss", "perplexity", "token_accuracy"), "classification": ("loss", "accuracy")}
+"""What training measures on the held-out rows, as `trainer.metric_for_best_model` names it."""
+
 SEED = Bounds(0, 2**32 - 1, whole=True)
 """Of numpy, which has 32 bits for it."""
 
@@ -121,9 +133,15 @@ BOUNDS: Mapping[str, Mapping[str, Bounds]] = {
                               "per_device_eval_batch_size", "gradient_accumulation_steps", "learning_rate"), ABOVE_0)
                | dict.fromkeys(("logging_steps", "save_steps", "eval_steps"), ABOVE_0)
                | dict.fromkeys(("weight_decay", "warmup_steps", "max_grad_norm"), Bounds(0))
+               | dict.fromkeys(("eval_delay", "neftune_noise_alpha"), Bounds(0))
+               | dict.fromkeys(("ddp_bucket_cap_mb", "ddp_timeout", "torch_empty_cache_steps"), ABOVE_0)
+               | {"dataloader_num_workers": Bounds(0, 1024, True), "pad_to_multiple_of": Bounds(1, 4096, True)}
+               | {"label_smoothing_factor": Bounds(0, 0.99), "save_total_limit": ABOVE_0}
                | dict.fromkeys(("seed", "data_seed"), SEED),
     "lora": dict.fromkeys(("r", "lora_alpha"), ABOVE_0) | {"lora_dropout": Bounds(0, 0.99)},
-    "generation": {name: setting.bounds for name, setting in SETTINGS.items() if setting.bounds},
+    "generation": {name: setting.bounds for name, setting in SETTINGS.items() if setting.bounds}
+                  | dict.fromkeys(("min_length", "min_new_tokens"), Bounds(0, whole=True))
+                  | dict.fromkeys(("max_time", "num_beams"), ABOVE_0),
 }  # fmt: skip
 """What numbers the libraries' fields take, which the libraries tell late or never."""
 
@@ -144,10 +162,10 @@ AUTO = (("trainer", "per_device_train_batch_size"), "auto")
 def judged_by_their_bounds(recipe: Recipe) -> bool:
     """Whether no setting of the recipe has to be tried in its library, which takes seconds to import."""
     return all(
-        key in BOUNDS[section] or value in PLAIN.get((section, key), ())
+        (key in BOUNDS[section] and section != "generation") or value in PLAIN.get((section, key), ())
         for section in LIBRARIES
         for key, value in (getattr(recipe, section) or {}).items()
-        if section != "generation" or key not in SETTINGS
+        if key not in SETTINGS
     )
 
 
@@ -180,11 +198,26 @@ def library_problems(document: Mapping[str, Any]) -> Iterator[tuple[tuple[str, .
                 continue
             elif problem := known[key].problem(value):
                 yield loc, f"`{section}.{key}` {problem}"
+            elif section == "lora" and value is not None and (parts := lora_parts(key)):
+                yield from _part_problems(key, parts, value)
             elif (bounds := BOUNDS.get(section, {}).get(key)) and isinstance(value, int | float):
                 if not bounds.hold(value) and (key, value) != NO_LIMIT:
                     yield loc, f"`{section}.{key}` is {value}; it takes {bounds}"
             elif (section, key) == ("trainer", "model_init_kwargs") and isinstance(value, dict):
                 yield from _loading_problems(value)
+
+
+def _part_problems(key: str, known: Mapping[str, Kind], value: Any) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Keys and values of a section within `lora:`."""
+    if not isinstance(value, dict):
+        yield ("lora", key), f"`lora.{key}` is {shown(value)}; it takes a mapping"
+        return
+    for name, given in value.items():
+        loc = ("lora", key, str(name))
+        if name not in known:
+            yield loc, f"unknown key `{name}` under `lora.{key}`, which has {', '.join(known)}"
+        elif problem := known[name].problem(given):
+            yield loc, f"`lora.{key}.{name}` {problem}"
 
 
 def _loading_problems(options: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -242,6 +275,16 @@ def contradictions(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], str]]:
                     f"`trainer.{key}: {wrong}` leaves no last checkpoint, of which final_model is made; write {right}"
                 )
                 yield ("trainer", key), message
+    for key in recipe.trainer.keys() & NOTHING_WITHOUT.keys():
+        if recipe.trainer[key] and recipe.trainer.get(NOTHING_WITHOUT[key], "none") in ("none", False, 0, None, []):
+            needed = f"`trainer.{NOTHING_WITHOUT[key]}`"
+            yield ("trainer", key), f"`trainer.{key}` changes nothing without {needed}; set that too, or remove it"
+    metric = recipe.trainer.get("metric_for_best_model")
+    if recipe.trainer.get("save_strategy") == "best" and metric is None:
+        yield ("trainer", "save_strategy"), "`trainer.save_strategy: best` needs `trainer.metric_for_best_model`"
+    if isinstance(metric, str) and metric.removeprefix("eval_") not in MEASURED[recipe.task]:
+        message = f"`trainer.metric_for_best_model` is {metric!r}; write one of {', '.join(MEASURED[recipe.task])}"
+        yield ("trainer", "metric_for_best_model"), message
     if (bias := (recipe.lora or {}).get("bias", "none")) in ("all", "lora_only"):
         yield ("lora", "bias"), f"`lora.bias: {bias}` trains the base's own weights, to which the result is compared"
     if (start := (recipe.lora or {}).get("init_lora_weights", True)) not in (True, False, "gaussian"):

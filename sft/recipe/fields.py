@@ -132,11 +132,19 @@ def _either(annotations: list[ast.expr]) -> Kind:
 
 @cache
 def _trainer() -> dict[str, Kind]:
-    return _dataclass_fields(
+    fields = _dataclass_fields(
         ("trl", "trainer/sft_config.py", "SFTConfig"),
         ("trl", "trainer/base_config.py", "_BaseConfig"),
         ("transformers", "training_args.py", "TrainingArguments"),
     )
+    mappings = {name: Kind((dict, type(None))) for name in fields if name.endswith("_kwargs")}
+    levels = Kind(choices=("passive", "debug", "info", "warning", "error", "critical"))
+    said = dict.fromkeys(("log_level", "log_level_replica"), levels)
+    said["include_num_input_tokens_seen"] = Kind(choices=(True, False, "all", "non_padding", "no"))
+    said["train_sampling_strategy"] = Kind(choices=("random", "sequential", "group_by_length"))
+    said["loss_type"] = Kind(choices=("nll", "dft", "chunked_nll"))
+    said["debug"] = Kind(choices=("", "underflow_overflow"))
+    return fields | mappings | said  # what the annotations leave open, and the libraries find wrong in a traceback
 
 
 @cache
@@ -148,9 +156,26 @@ def _lora() -> dict[str, Kind]:
     )
 
 
+@cache
+def lora_parts(field: str) -> dict[str, Kind]:
+    """Fields of a section within `lora:`, whose unknown keys peft leaves out without a word; empty for other fields."""
+    name = {"velora_config": "VeloraConfig", "use_bdlora": "BdLoraConfig"}.get(field)
+    return _dataclass_fields(("peft", "tuners/lora/config.py", name)) if name else {}
+
+
 def _of_setting(kind: type) -> Kind:
     """The values of a generation setting, which `GenerationConfig` finds wrong late, in a traceback."""
     return Kind(SCALAR_TYPES[kind.__name__] if kind is bool else (*SCALAR_TYPES[kind.__name__], type(None)))
+
+
+OTHER_GENERATION_KINDS: Mapping[str, str] = {
+    "min_length": "int", "min_new_tokens": "int", "max_time": "float", "stop_strings": "str | list", "num_beams": "int",
+    "early_stopping": "bool | str", "length_penalty": "float", "top_h": "float", "epsilon_cutoff": "float",
+    "eta_cutoff": "float", "bad_words_ids": "list", "renormalize_logits": "bool", "forced_eos_token_id": "int | list",
+    "remove_invalid_values": "bool", "exponential_decay_length_penalty": "list", "suppress_tokens": "list",
+    "begin_suppress_tokens": "list", "sequence_bias": "list", "guidance_scale": "float", "watermarking_config": "dict",
+}  # fmt: skip
+"""The types of `GenerationConfig`'s other fields, as its documentation has them: its code names none."""
 
 
 @cache
@@ -165,7 +190,11 @@ def _generation() -> dict[str, Kind]:
         if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "pop"
         and isinstance(call.args[0], ast.Constant) and not str(call.args[0].value).startswith("_")
     }  # fmt: skip
-    return names | {name: _of_setting(setting.kind) for name, setting in SETTINGS.items() if name in names}
+    kinds = {
+        name: _kind(ast.parse(f"{text} | None", mode="eval").body) for name, text in OTHER_GENERATION_KINDS.items()
+    }
+    kinds |= {name: _of_setting(setting.kind) for name, setting in SETTINGS.items()}
+    return names | {name: kind for name, kind in kinds.items() if name in names}
 
 
 @cache

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, Trainer, get_scheduler
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from trl import SFTConfig
@@ -78,9 +79,18 @@ def check_arguments(recipe: Recipe, args: SFTConfig, skeleton: PreTrainedModel) 
 
     Raises UserError for one that cannot be made here, and for a setting that would change nothing.
     """
+    if args.router_aux_loss_coef and not hasattr(skeleton.config.get_text_config(), "output_router_logits"):
+        raise UserError("`trainer.router_aux_loss_coef` is for mixtures of experts, and this model is none; remove it")
     with _mistake_of(recipe, "report_to"):
         for tracker in get_reporting_integration_callbacks(args.report_to):
             tracker()
+    if options := args.activation_checkpointing_kwargs:
+        with _mistake_of(recipe, "activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"):
+            step = {key: value for key, value in options.items() if key != "every_n_layers"}
+            checkpoint(torch.neg, torch.ones(1, requires_grad=True), **({"use_reentrant": False} | step))
+    if args.torch_compile:
+        with _mistake_of(recipe, "torch_compile_mode", "torch_compile_backend"):
+            torch.compile(torch.neg, backend=args.torch_compile_backend or "inductor", mode=args.torch_compile_mode)
     with _mistake_of(recipe, *OF_OPTIMIZER):
         _optimizer(args, skeleton)
     for key in OF_OPTIMIZER[1:]:
@@ -96,6 +106,13 @@ def check_arguments(recipe: Recipe, args: SFTConfig, skeleton: PreTrainedModel) 
         with suppress(TypeError):
             _schedule(args, {"a name that no schedule has": 1}, 0)
             raise UserError(f"`trainer.lr_scheduler_kwargs` change nothing with {_named(args)}; remove them")
+
+
+def check_steps(args: SFTConfig, rows: int) -> None:
+    """Raise UserError where training would end before its first step."""
+    batch = args.per_device_train_batch_size * args.world_size
+    if args.dataloader_drop_last and rows < batch:
+        raise UserError(f"`trainer.dataloader_drop_last` leaves no step: a batch is {batch} rows, and there are {rows}")
 
 
 @contextmanager

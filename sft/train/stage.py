@@ -16,7 +16,7 @@ from sft.show import say
 from sft.tokens.check import refuse
 from sft.tokens.opened import Opened
 from sft.train import card, classification, language_modelling
-from sft.train.arguments import arguments, check_arguments, use_all_cores
+from sft.train.arguments import arguments, check_arguments, check_steps, use_all_cores
 from sft.train.checkpoints import check_finite, last_whole_checkpoint
 from sft.train.choices import by_machine, settle
 from sft.train.record import parameters_line, record
@@ -37,6 +37,7 @@ def train(recipe: Recipe) -> Path:
         check_decoding(recipe, opened.codec)  # a mistake in `generation:` is reported now, not after hours of training
         labelled = classification.labelled(opened) if recipe.task == "classification" else None
         refuse(recipe, opened.tokens)
+        check_steps(args, len(labelled.train if labelled else opened.tokens.train))
         claim(opened, labelled.digests if labelled else opened.tokens.digests)
     if finished(recipe):
         say(f"{recipe.trained}: trained already; delete {recipe.folder} to train again")

@@ -19,7 +19,9 @@ from trl import SFTConfig, SFTTrainer, pack_dataset
 from sft import UserError
 from sft.model.loss import RowLoss, output_losses, supervised_logits
 from sft.recipe import Recipe
+from sft.recipe.messages import not_accepted
 from sft.tokens.prepare import MASKED, Tokens
+from sft.train.arguments import check_steps
 from sft.train.checkpoints import MarkWhole
 from sft.train.choices import ByLength, row_lengths
 from sft.train.collator import WeightedCollator
@@ -117,13 +119,14 @@ def make_trainer(
     args.remove_unused_columns = not weighted
     if args.packing:
         rows = pack_dataset(rows.shuffle(seed=args.seed), recipe.max_length, "bfd")
+        check_steps(args, len(rows))
         prove_packing(model, rows, args.per_device_train_batch_size)
     try:
         trainer = OutputTrainer(
             model=model, args=args, train_dataset=rows, eval_dataset=tokens.test, processing_class=tokenizer
         )
-    except ValueError as error:
-        raise UserError(f"trl.SFTTrainer does not accept this recipe: {error}") from error
+    except Exception as error:  # it builds on each of its settings, in its own way
+        raise UserError(not_accepted("trainer", recipe.trainer, "trl.SFTTrainer", error)) from error
     trainer.model_accepts_loss_kwargs = True  # our loss takes num_items_in_batch, whatever the model's forward takes
     if weighted:
         trainer.data_collator = WeightedCollator(
