@@ -95,7 +95,12 @@ def merged(recipe: Recipe) -> dict[str, str]:
     for column, how in COLUMNS[recipe.quantization].items():
         options = MergeOptions(dtype=how) if recipe.quantization == "none" else MergeOptions(how, "float32")
         with contextlib.redirect_stdout(io.StringIO()):
-            cells[column] = cell(read_json(merge(recipe, options) / "parity.json"))
+            found = read_json(merge(recipe, options) / "parity.json")
+        sides = found["trained"]["as_scored"], found["folder"]["in_use"]
+        cells[column] = cell(
+            {"relative_difference": max(side["relative_difference"] for side in sides)}
+            | {"problems": found["problems"]}
+        )
     return cells
 
 

@@ -71,6 +71,8 @@ class Written(NamedTuple):
     """The trained model and these weights, both in float32."""
     arithmetic: parity.Found
     """These weights in float32, and in the dtype they are written in."""
+    in_use: parity.Found
+    """Both at once: the trained model in float32, and the folder as it is loaded."""
 
 
 def of_trained(
@@ -86,9 +88,9 @@ def of_trained(
 
 
 def of_folder(rows: parity.Rows, model: Any, exact: parity.Logits) -> list[dict[str, Any]]:
-    """`rounding` and `arithmetic` of the model in a folder."""
+    """`rounding`, `arithmetic` and `in_use` of the model in a folder."""
     models = {"trained": exact, "float32": logits_in(model, torch.float32), "own": logits_in(model, model.dtype)}
-    return parity.compared(rows, models, [("trained", "float32"), ("float32", "own")])
+    return parity.compared(rows, models, [("trained", "float32"), ("float32", "own"), ("trained", "own")])
 
 
 def weights_keep(trained: Trained, folder: Written) -> Share | None:
