@@ -57,6 +57,50 @@ NOT_TRIED = {
 }  # fmt: skip
 
 
+SAME_BYTES = "it changes memory or time, and no result"
+PROCESSES = "it is for several processes"
+MACHINES = "it is for several machines"
+PRINTED = "it changes what is printed"
+GOES_ON = "it tells in a run that goes on"
+LATER = "it tells after more than one step"
+ITS_TEXTS = "it tells in texts that have such tokens, or end so soon"
+
+NO_TRACE = {
+    "trainer.num_train_epochs": "`max_steps` is set, which comes first",
+    "trainer.lr_scheduler_type": LATER, "trainer.eval_steps": LATER, "trainer.eval_strategy": LATER,
+    "trainer.eval_delay": LATER, "trainer.logging_strategy": LATER, "trainer.logging_steps": LATER,
+    "trainer.save_strategy": "checkpoints go when training is done", "trainer.save_total_limit": LATER,
+    "trainer.save_steps": "checkpoints go when training is done", "trainer.load_best_model_at_end": LATER,
+    "trainer.metric_for_best_model": LATER, "trainer.greater_is_better": LATER,
+    "trainer.average_tokens_across_devices": PROCESSES, "trainer.ddp_find_unused_parameters": PROCESSES,
+    "trainer.ddp_broadcast_buffers": PROCESSES, "trainer.ddp_bucket_cap_mb": PROCESSES,
+    "trainer.ddp_static_graph": PROCESSES, "trainer.ddp_timeout": PROCESSES, "trainer.ddp_backend": PROCESSES,
+    "trainer.log_on_each_node": MACHINES, "trainer.save_on_each_node": MACHINES,
+    "trainer.activation_checkpointing": SAME_BYTES, "trainer.gradient_checkpointing": SAME_BYTES,
+    "trainer.activation_checkpointing_kwargs": SAME_BYTES, "trainer.gradient_checkpointing_kwargs": SAME_BYTES,
+    "trainer.torch_empty_cache_steps": SAME_BYTES, "trainer.dataloader_num_workers": SAME_BYTES,
+    "trainer.dataloader_pin_memory": SAME_BYTES, "trainer.dataloader_in_order": SAME_BYTES,
+    "trainer.per_device_eval_batch_size": SAME_BYTES, "trainer.pad_to_multiple_of": SAME_BYTES,
+    "trainer.full_determinism": "it is so on a CPU", "trainer.use_cpu": "there is a CPU alone, or the tests say so",
+    "trainer.bf16": "it is chosen so where the CPU has it", "trainer.fp16": "it is for a GPU",
+    "trainer.model_init_kwargs": "it is chosen so where the rows are short",
+    "trainer.report_to": "no tracker is installed, or it writes elsewhere",
+    "trainer.log_level": PRINTED, "trainer.log_level_replica": PRINTED, "trainer.disable_tqdm": PRINTED,
+    "trainer.logging_nan_inf_filter": "it tells where a loss is no number", "trainer.debug": "it tells of infinities",
+    "trainer.ignore_data_skip": GOES_ON, "trainer.restore_callback_states_from_checkpoint": GOES_ON,
+    "trainer.dataloader_drop_last": "the last batch is not reached", "trainer.max_grad_norm": "the gradient is small",
+    "trainer.eos_token": "it is the one there is", "trainer.pad_token": "nothing is learned from it",
+    "trainer.loss_type": "chunked_nll is nll in pieces", "trainer.trackio_static_space_id": "false asks for nothing",
+    "generation.min_length": ITS_TEXTS, "generation.min_new_tokens": ITS_TEXTS, "generation.max_time": SAME_BYTES,
+    "generation.stop_strings": ITS_TEXTS, "generation.no_repeat_ngram_size": ITS_TEXTS,
+    "generation.bad_words_ids": ITS_TEXTS, "generation.suppress_tokens": ITS_TEXTS,
+    "generation.begin_suppress_tokens": ITS_TEXTS, "generation.repetition_penalty": ITS_TEXTS,
+    "generation.renormalize_logits": "it tells with beams",
+    "generation.remove_invalid_values": "it tells of infinities",
+}  # fmt: skip
+"""Settings that leave no trace in one step on ten rows, or in six tokens, each with its reason."""
+
+
 def values(section: str, key: str, kind: Kind, drawn: random.Random) -> list[Any]:
     """A valid value, as far as can be told, or several, and an absurd one."""
     types, name = kind.types, f"{section}.{key}"

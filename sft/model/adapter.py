@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sft import UserError
 from sft.recipe import Recipe
-from sft.recipe.messages import not_accepted
+from sft.recipe.messages import blamed, not_accepted
 from sft.show import say
 
 if TYPE_CHECKING:
@@ -110,18 +110,15 @@ def _made_or_culprit(skeleton: "PreTrainedModel", arguments: Mapping[str, Any]) 
     """The adapter on the skeleton. Raises UserError with the setting without which peft would make it."""
     import torch
 
+    def remake(others: dict[str, Any]) -> None:
+        with torch.device("meta"):
+            fresh = type(skeleton)(skeleton.config)
+        make_adapter(fresh, others)
+
     try:
         return make_adapter(skeleton, dict(arguments))
     except UserError as error:
-        for key in arguments:
-            with torch.device("meta"):
-                fresh = type(skeleton)(skeleton.config)
-            try:
-                make_adapter(fresh, {name: value for name, value in arguments.items() if name != key})
-            except UserError:
-                continue
-            raise UserError(not_accepted("lora", {key: arguments[key]}, "peft", error.__cause__)) from error
-        raise
+        raise UserError(not_accepted("lora", blamed(arguments, remake), "peft", error.__cause__)) from error
 
 
 def _check_names(lora: Mapping[str, Any], skeleton: "PreTrainedModel") -> None:

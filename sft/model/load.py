@@ -6,7 +6,6 @@ import os
 import platform
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ from sft.decoding import of_whole_texts
 from sft.hub import check_published, not_cached, offline
 from sft.model.adapter import check_adapter, open_adapter
 from sft.recipe import Recipe
-from sft.recipe.messages import not_accepted
+from sft.recipe.messages import blamed, not_accepted
 from sft.run import check_files, check_language_model
 from sft.tokens.codec import Codec
 from sft.tokens.tokenizer import base_commit, named_revision, unreachable
@@ -149,7 +148,8 @@ def decoding(recipe: Recipe, codec: Codec) -> "GenerationConfig":
         if not config.max_new_tokens:
             raise ValueError("`max_new_tokens` is empty; write a number above 0")
     except Exception as error:  # each field has its own way to be wrong
-        raise UserError(not_accepted("generation", recipe.generation, "transformers", error)) from error
+        guilty = blamed(recipe.generation, lambda others: GenerationConfig(**others).validate(strict=True))
+        raise UserError(not_accepted("generation", guilty, "transformers", error)) from error
     return config
 
 
@@ -164,13 +164,12 @@ def check_decoding(recipe: Recipe, codec: Codec) -> None:
     except UserError:
         raise
     except Exception as error:  # each field has its own way to be wrong
-        culprits = dict(recipe.generation)
-        for key in recipe.generation:
-            others = {name: value for name, value in recipe.generation.items() if name != key}
-            with suppress(Exception):
-                _try_decoding(recipe.model_copy(update={"generation": others}), codec)
-                culprits = {key: recipe.generation[key]}
-        raise UserError(not_accepted("generation", culprits, "transformers", error)) from error
+        guilty = blamed(recipe.generation, lambda others: _try_decoding(_by(recipe, others), codec))
+        raise UserError(not_accepted("generation", guilty, "transformers", error)) from error
+
+
+def _by(recipe: Recipe, generation: dict[str, Any]) -> Recipe:
+    return recipe.model_copy(update={"generation": generation})
 
 
 def _try_decoding(recipe: Recipe, codec: Codec) -> None:

@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -56,6 +56,18 @@ def unknown_key(loc: tuple[str, ...], known: Mapping[str, Any]) -> str:
     if section and section[0] in LIBRARIES:
         return f"{message}; known are the fields of {LIBRARIES[section[0]].owner}"
     return f"{message}; known are {', '.join(sorted(known))}"
+
+
+def blamed(settings: Mapping[str, Any], make: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
+    """Those of the settings without any one of which `make` takes the others; all of them where there is none such."""
+    found = {}
+    for key, value in settings.items():
+        try:
+            make({name: other for name, other in settings.items() if name != key})
+        except Exception:  # as wrong without this one
+            continue
+        found[key] = value
+    return found or dict(settings)
 
 
 def not_accepted(section: str, settings: Mapping[str, Any], library: str, error: BaseException | None) -> str:

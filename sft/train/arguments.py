@@ -16,7 +16,7 @@ from trl import SFTConfig
 
 from sft import UserError
 from sft.recipe import Recipe
-from sft.recipe.messages import not_accepted
+from sft.recipe.messages import blamed, not_accepted
 from sft.show import say
 
 OF_OPTIMIZER = ("optim", "optim_args", "optim_target_modules", "adam_beta1", "adam_beta2", "adam_epsilon")
@@ -57,21 +57,15 @@ def configuration(recipe: Recipe) -> SFTConfig:
     try:
         args = SFTConfig(**settings)
     except Exception as error:
-        culprits = {key: value for key, value in recipe.trainer.items() if _accepted(settings, without=key)}
-        raise UserError(not_accepted("trainer", culprits or recipe.trainer, "trl.SFTConfig", error)) from error
+        guilty = {
+            key: settings[key] for key in blamed(settings, lambda others: SFTConfig(**others)) if key not in fixed
+        }
+        raise UserError(not_accepted("trainer", guilty, "trl.SFTConfig", error)) from error
     if args.use_liger_kernel and find_spec("liger_kernel") is None:
         raise UserError("`trainer.use_liger_kernel` needs a package that is not installed: pip install liger-kernel")
     if args.packing and args.packing_strategy != "bfd":
         raise UserError(f"`trainer.packing_strategy: {args.packing_strategy}` cuts rows in two; write `bfd`")
     return args
-
-
-def _accepted(settings: dict[str, Any], without: str) -> bool:
-    try:
-        SFTConfig(**{key: value for key, value in settings.items() if key != without})
-    except Exception:
-        return False
-    return True
 
 
 def check_arguments(recipe: Recipe, args: SFTConfig, skeleton: PreTrainedModel) -> None:
