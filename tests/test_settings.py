@@ -131,7 +131,6 @@ def test_what_a_library_would_drop_or_choke_on_is_reported_before_a_row_is_read(
     [
         ("llama", {"lora_bias": True}, "the base layer has no bias"),
         ("llama", {"layer_replication": [[0, 2], [1, 2]]}, "one weight in several layers"),
-        ("gpt2", {"target_modules": ["wte"]}, "transformer.wte.base_layer.weight and lm_head.weight are one weight"),
     ],
 )
 def test_an_adapter_that_will_not_merge_is_reported_before_it_is_trained(

@@ -239,15 +239,9 @@ def _check_exclusions(excluded: str | list[str], lost: Collection[str]) -> None:
 
 def _cannot_merge(adapted: Any) -> str | None:
     """Why the adapter cannot become part of the weights, as peft says when it tries; or None."""
-    from peft.tuners.lora import LoraLayer
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    holders = [(name, weight) for name, weight in adapted.named_parameters(remove_duplicate=False)]
     for layer in [module for module in adapted.modules() if isinstance(module, BaseTunerLayer)]:
-        weight = getattr(layer.get_base_layer(), "weight", None)
-        if isinstance(layer, LoraLayer) and sum(other is weight for _, other in holders) > 1:
-            names = [name.removeprefix("base_model.model.") for name, other in holders if other is weight]
-            return f"{' and '.join(names)} are one weight, and not all of them have the adapter"
         try:
             layer.merge(safe_merge=False)
         except Exception as error:  # each kind of layer has its own reasons
