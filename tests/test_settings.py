@@ -41,7 +41,7 @@ ADAPTER: list[tuple[dict[str, Any], str]] = [
     ({"target_parameters": ["q_proj.wait"], "target_modules": []}, "`lora.target_parameters` names `q_proj.wait`, wh"),
     ({"layer_replication": [[0, 99]]}, "`lora.layer_replication` is not accepted by peft: index 2 is out of range"),
     ({"ensure_weight_tying": True}, "`lora.ensure_weight_tying` changes nothing"),
-    ({"target_modules": ["lm_head"]}, "`lora.target_modules` gives LoRA to the head, whose weight the loss reads past"),
+    ({"target_modules": ["lm_head"]}, "`lora.target_modules` gives LoRA to the head, whose weight the loss reads"),
     ({"velora_config": {"num_grups": 4}}, "unknown key `num_grups` under `lora.velora_config`, which has num_groups"),
     ({"use_bdlora": {"target_modules_bd_a": ["c_attn"], "match_strict": False}},
      "`lora.use_bdlora.target_modules_bd_a` names `c_attn`, and no layer with LoRA has that in its path"),
@@ -140,6 +140,15 @@ def test_an_adapter_that_will_not_merge_is_reported_before_it_is_trained(
     error = capsys.readouterr().err
     assert "can be trained and used beside its base, and cannot be merged: " in error
     assert reason in error
+
+
+@pytest.mark.parametrize("settings", [{"loss_type": "dft"}, {"label_smoothing_factor": 0.1}])
+def test_a_loss_of_trl_is_refused_for_a_head_of_which_single_tokens_are_trained(
+    llama: Any, capsys: pytest.CaptureFixture[str], settings: dict[str, Any]
+) -> None:
+    assert main(["check", str(llama("gpt2", lora={"trainable_token_indices": [3]}, trainer=settings))]) == 2
+    assert "does not go with `lora.trainable_token_indices` in the head" in capsys.readouterr().err
+    assert main(["check", str(llama("llama", lora={"trainable_token_indices": [3]}, trainer=settings))]) == 0
 
 
 def test_a_training_without_a_step_is_refused_before_weights_are_loaded(

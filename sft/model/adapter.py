@@ -100,6 +100,12 @@ def check_adapter(recipe: Recipe, skeleton: "PreTrainedModel") -> None:
     if without != arguments:
         _check_exclusions(lora["exclude_modules"], otherwise - {*adapted.base_model.targeted_module_names})
     _check_hits(lora, adapted)
+    if not plain_head(adapted):
+        for key in recipe.trainer.keys() & {"loss_type", "label_smoothing_factor"}:
+            if recipe.trainer[key] not in ("nll", 0):
+                raise UserError(
+                    f"`trainer.{key}` does not go with `lora.trainable_token_indices` in the head; remove one"
+                )
     if lora.get("ensure_weight_tying") and any("ensure_weight_tying" in str(warning.message) for warning in said):
         raise UserError("`lora.ensure_weight_tying` changes nothing: no layer whose weight is shared is adapted")
     if reason := not_mergeable(recipe) or _cannot_merge(adapted):
@@ -133,12 +139,14 @@ def _check_names(lora: Mapping[str, Any], skeleton: "PreTrainedModel") -> None:
             raise UserError(f"`lora.layers_to_transform` names layer {index!r}; there are 0 to {layers - 1}")
     leaves = {path.rsplit(".", 1)[-1] for path, module in modules.items() if hasattr(module, "weight")}
     there = f"there are {', '.join(sorted(leaves))}"
-    for key in ("target_modules", "exclude_modules", "modules_to_save", "target_parameters", "layers_to_transform"):
+    if lora.get("layers_to_transform") == []:
+        raise UserError(f"`lora.layers_to_transform` is empty; there are 0 to {layers - 1}; name some, or leave it out")
+    for key in ("target_modules", "exclude_modules", "modules_to_save", "target_parameters"):
         wanted = lora.get(key)
         if wanted in ([], {}, "") and (key != "target_modules" or not lora.get("target_parameters")):
             raise UserError(f"`lora.{key}` is empty; {there}; name some of them, or leave it out")
         paths = dict(skeleton.named_parameters()) if key == "target_parameters" else modules
-        for name in wanted if isinstance(wanted, list) and key != "layers_to_transform" else ():
+        for name in wanted if isinstance(wanted, list) else ():
             if not isinstance(name, str) or not any(_ends(path, name) for path in paths):
                 raise UserError(f"`lora.{key}` names `{name}`, which this model does not have; {there}")
         if isinstance(wanted, str) and wanted.lower() != "all-linear":
@@ -196,8 +204,8 @@ def _check_hits(lora: Mapping[str, Any], adapted: Any) -> None:
 
     if isinstance(adapted.get_output_embeddings(), LoraLayer):
         raise UserError(
-            "`lora.target_modules` gives LoRA to the head, whose weight the loss reads past it; take it out of there, "
-            "and train it whole by `lora.modules_to_save` if need be"
+            "`lora.target_modules` gives LoRA to the head, whose weight the loss reads directly, so that LoRA "
+            "would not be trained; take it out, or train the head whole by `lora.modules_to_save`"
         )
     hit = [*adapted.base_model.targeted_module_names, *adapted.base_model.targeted_parameter_names]
     for key in ("target_modules", "target_parameters"):
@@ -320,6 +328,12 @@ def save_adapter(model: Any, folder: Path, name: str = "default") -> None:
     """Write an adapter: the default one into the folder itself, any other into a folder of its name below it."""
     model.save_pretrained(folder, selected_adapters=[name], save_embedding_layers=False)  # else peft asks the hub
     (folder / "README.md").unlink(missing_ok=True)  # peft's form of a card, with nothing filled in
+
+
+def plain_head(model: Any) -> bool:
+    """Whether the head is a layer with weight and bias, as TRL takes it to be. Where single tokens of it are trained,
+    peft has something else in its place."""
+    return hasattr(model.get_output_embeddings(), "bias")
 
 
 def has_adapter(model: Any) -> bool:

@@ -21,8 +21,8 @@ from sft.show import say
 
 OF_OPTIMIZER = ("optim", "optim_args", "optim_target_modules", "adam_beta1", "adam_beta2", "adam_epsilon")
 OF_SCHEDULE = ("lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps")
-TRIED_STEPS = 20
-"""Steps for which a schedule is run through, where the recipe does not say how many it has."""
+TRIED_STEPS, MANY_STEPS = 20, 100_000
+"""How many steps of a schedule are tried, and how many it has where the recipe does not say."""
 
 
 def arguments(recipe: Recipe) -> SFTConfig:
@@ -93,8 +93,7 @@ def check_arguments(recipe: Recipe, args: SFTConfig, skeleton: PreTrainedModel) 
             raise UserError(f"`trainer.{key}` changes nothing with `trainer.optim: {args.optim.value}`; remove it")
     with _mistake_of(recipe, *OF_SCHEDULE):
         _schedule(args, args.lr_scheduler_kwargs, args.warmup_steps)
-    warmed, plain = (_schedule(args, args.lr_scheduler_kwargs, steps) for steps in (5, 0))
-    if recipe.trainer.get("warmup_steps") and warmed == plain:
+    if recipe.trainer.get("warmup_steps") and _ignores_warmup(args):
         raise UserError(f"`trainer.warmup_steps` changes nothing with {_named(args)}; remove it")
     if recipe.trainer.get("lr_scheduler_kwargs"):
         with suppress(TypeError):
@@ -145,10 +144,19 @@ def _changes_no_optimizer(args: SFTConfig, skeleton: PreTrainedModel, key: str) 
     return made[0] == made[1]
 
 
+def _ignores_warmup(args: SFTConfig) -> bool:
+    """Whether a schedule is the same with warm-up and without."""
+    try:
+        with_it, without = (_schedule(args, args.lr_scheduler_kwargs, steps) for steps in (5, 0))
+    except Exception:  # it looks at the setting
+        return False
+    return with_it == without
+
+
 def _schedule(args: SFTConfig, options: dict[str, Any] | None, warmup: float) -> list[float]:
     """The learning rates of the first steps of a schedule, the real one on a plain optimizer."""
     plain = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=args.learning_rate)
-    steps = args.max_steps if args.max_steps > 0 else TRIED_STEPS
+    steps = args.max_steps if args.max_steps > 0 else MANY_STEPS
     warming = int(warmup) if warmup >= 1 else math.ceil(steps * warmup)
     scheduler = get_scheduler(args.lr_scheduler_type, plain, warming, steps, copy.deepcopy(options))
     rates = []

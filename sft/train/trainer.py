@@ -17,6 +17,7 @@ from transformers import (
 from trl import SFTConfig, SFTTrainer, pack_dataset
 
 from sft import UserError
+from sft.model.adapter import plain_head
 from sft.model.loss import RowLoss, output_losses, supervised_logits
 from sft.recipe import Recipe
 from sft.recipe.messages import not_accepted
@@ -71,7 +72,7 @@ class OutputTrainer(SFTTrainer):
         """TRL's fused head: on a GPU it scores the supervised positions alone, as ours does on a CPU, in less memory;
         and it knows the losses that ours does not."""
         return (
-            self.args.device.type == "cuda"
+            (self.args.device.type == "cuda" and plain_head(self.accelerator.unwrap_model(self.model)))
             or self.args.loss_type != "nll"
             or self.label_smoother is not None
             or self.aux_loss_enabled
