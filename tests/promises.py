@@ -708,6 +708,21 @@ PROMISES = (
         "test_recipe.py::test_as_many_steps_as_the_epochs_have_are_asked_for_by_minus_one",
     ),
     promise(
+        "an index of a layer that is not there is reported",
+        "sft/model/load.py",
+        "    check_adapter(recipe, copy.deepcopy(skeleton))\n",
+        "",
+        "test_settings.py::test_what_a_library_would_drop_or_choke_on_is_reported_before_a_row_is_read",
+        "test_settings.py::test_an_adapter_that_will_not_merge_is_reported_before_it_is_trained",
+    ),
+    promise(
+        "an empty `lora:` does not train all weights",
+        "sft/recipe/checks.py",
+        'if "lora" in document and document["lora"] is None:',
+        'if "lora" in document and document["lora"] is None and None:',
+        "test_settings.py::test_an_empty_lora_is_refused_and_one_by_default_is_not",
+    ),
+    promise(
         "fields that the pipeline decides cannot be set",
         "sft/recipe/checks.py",
         "if reason := OWNED.get(section, {}).get(key):",
