@@ -14,6 +14,7 @@ from unicodedata import normalize
 
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import ByteLevel
 
 from data_templates import Message, Prompt, Segment, as_text
 from sft import UserError
@@ -48,7 +49,7 @@ class Codec:
         spec = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
         self._prompts = Tokenizer.from_str(json.dumps(spec))
         self._outputs = Tokenizer.from_str(json.dumps(_continuing(spec)))
-        self._parts = _parts(spec)
+        self._parts, self._keeps_bytes = _parts(spec), _keeps_bytes(spec)
         self._prompts.encode_special_tokens = not self.chat  # "</s>" in a user's text is text, not an end token
         self.start = [] if self.chat else _added_before(tokenizer)
         self.opening, self.lead, self.closing, self.end = "", "", "", [int(tokenizer.eos_token_id)]
@@ -118,6 +119,8 @@ class Codec:
     def prompts_unchanged(self, written: Sequence[str], heads: Sequence[Sequence[int]]) -> list[bool]:
         """Whether the text of each prompt comes back from its ids, up to NFC, and to the white space that tokenizers
         put or take away where a text begins and around special tokens."""
+        if self._keeps_bytes:
+            return [True] * len(heads)
         ids = [list(head[len(self.start) :]) for head in heads]
         found = zip(written, self._prompts.decode_batch(ids, skip_special_tokens=False), strict=True)
         return [a == b or not a or self._bare(a) == self._bare(b) for a, b in found]
@@ -268,6 +271,13 @@ def _parts(spec: dict[str, Any]) -> frozenset[str]:
     words = [entry[0] if isinstance(entry, list) else entry for entry in spec["model"]["vocab"]]
     words += [token["content"] for token in spec["added_tokens"]]
     return frozenset(chain.from_iterable(words)) | {a + b for word in words for a, b in pairwise(word)}
+
+
+def _keeps_bytes(spec: dict[str, Any]) -> bool:
+    """Whether a tokenizer is certain to lose no text: a byte-level one that has a token for each byte."""
+    kinds = [(spec[part] or {}).get("type") for part in ("normalizer", "pre_tokenizer", "decoder")]
+    whole = kinds in ([None, "ByteLevel", "ByteLevel"], ["NFC", "ByteLevel", "ByteLevel"])
+    return whole and spec["model"]["type"] == "BPE" and set(ByteLevel.alphabet()) <= spec["model"]["vocab"].keys()
 
 
 def _spelled(character: str) -> list[str]:
