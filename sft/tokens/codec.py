@@ -100,11 +100,22 @@ class Codec:
         return tail
 
     def weights(self, segments: Sequence[Segment]) -> list[float]:
-        """The loss weight of each token of an output in segments: that of the segment it begins in."""
+        """The loss weight of each token of an output in segments: that of the segment it begins in.
+
+        Raises UserError for a segment with a text and a weight of which no token is learned with that weight.
+        """
         encoding = self._outputs.encode(self.lead + "".join(s.text for s in segments), add_special_tokens=False)
-        weights = [segments[0].weight for _ in self.lead]
-        weights += [segment.weight for segment in segments for _ in segment.text]
-        return [weights[min(start, len(weights) - 1)] for start, _ in encoding.offsets]
+        of = [0 for _ in self.lead] + [number for number, segment in enumerate(segments) for _ in segment.text]
+        begun = [of[min(start, len(of) - 1)] for start, _ in encoding.offsets]
+        for number in set(of) - set(begun):
+            segment, around = segments[number], [segments[other].weight for other in begun if other < number][-1:]
+            if segment.text.strip() and segment.weight and around != [segment.weight]:
+                raise UserError(
+                    f"no token begins in segment `{segment.name}` ({segment.text[:40]!r}), so none is learned with its "
+                    f"weight {segment.weight:g}: it is part of a token of the text before it; begin it with a space or "
+                    "a line break, or weigh both the same"
+                )
+        return [segments[number].weight for number in begun]
 
     def text(self, outputs: Sequence[Sequence[int]]) -> list[str]:
         """Output ids back to text; `outputs` and `text` are each other's inverse where the tokenizer loses nothing."""
@@ -248,7 +259,8 @@ def _added_before(tokenizer: "PreTrainedTokenizerFast") -> list[int]:
 
 
 def _continuing(node: Any) -> Any:
-    """A tokenizer's JSON without the space it puts before each text and takes off when decoding."""
+    """A tokenizer's JSON without the space it puts before each text and takes off when decoding. Offsets are those of
+    whole tokens."""
     if isinstance(node, list):
         return [_continuing(item) for item in node if not (isinstance(item, dict) and _is_prefix(item))]
     if not isinstance(node, dict):
@@ -260,6 +272,8 @@ def _continuing(node: Any) -> Any:
         node["prepend_scheme"] = "never"
     if node.get("type") == "ByteLevel":
         node["add_prefix_space"] = False
+    if "trim_offsets" in node:
+        node["trim_offsets"] = False  # a space before a word is part of its token, for every tokenizer
     return node
 
 
