@@ -662,3 +662,67 @@ def test_carriage_returns_are_counted_with_their_first_row_and_never_refused(
     assert any("rows.jsonl:1: 'def f():\\r\\n" in c.examples[what] for c in tokens.counts.values())
     assert sum(c.damaged for c in tokens.counts.values()) == 0
     assert problems(recipe, tokens) == []
+
+
+PARTS = [
+    Segment("plain", "one "),
+    Segment("new", "two three\n", 2.0),
+    Segment("none", "\tfour", 0.0),
+    Segment("é", " 五é", 3),
+]
+
+
+def weighs_where_it_begins(codec: Codec) -> None:
+    text = "".join(segment.text for segment in PARTS)
+    (ids,) = codec.outputs([text])
+    begins = [len(codec.text([ids[:i]])[0].rstrip("\ufffd")) for i in range(len(ids))]
+    assert codec.text([ids]) == [text]
+    of = [segment.weight for segment in PARTS for _ in segment.text]
+    assert codec.weights(PARTS) == [of[begin] for begin in begins]
+    assert set(codec.weights(PARTS)) == {0, 1, 2, 3}
+
+
+def test_a_token_weighs_as_the_segment_that_it_begins_in(any_tokenizer: Path) -> None:
+    weighs_where_it_begins(Codec(codec_of_cached(any_tokenizer).tokenizer, "plain"))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt-neox-20b", "mistral-v1"])
+def test_a_token_of_a_real_tokenizer_weighs_as_the_segment_that_it_begins_in(real_data: Path, name: str) -> None:
+    """GPT-NeoX's own offsets leave the space before a word out of its token."""
+    weighs_where_it_begins(codec_of(real_data / "tokenizers" / name))
+
+
+def test_offsets_that_leave_out_spaces_change_no_weight(neox_like: Path) -> None:
+    from tokenizers import processors
+
+    tokenizer = AutoTokenizer.from_pretrained(neox_like)
+    tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    weighs_where_it_begins(Codec(tokenizer))
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        ("Segment('a', 'went to th', 0.0), Segment('tail', 'e', 1.0)", "weight 1: "),
+        ("Segment('a', 'to th'), Segment('tail', 'e', 2.0), Segment('b', ' well')", "weight 2: "),
+        ("Segment('a', 'to th'), Segment('tail', 'e', 1.0), Segment('b', ' well', 2.0)", None),  # learned as it says
+        ("Segment('a', 'to th', 2.0), Segment('empty', '', 1.0), Segment('b', ' well', 2.0)", None),
+        ("Segment('a', 'to th'), Segment('tail', 'e', 0.0), Segment('b', ' well', 2.0)", None),  # shall not be learned
+    ],
+)
+def test_a_segment_of_which_no_token_is_learned_is_an_error(
+    tmp_path: Path, gpt2_like: Path, write_recipe: Callable[..., Path], parts: str, said: str | None
+) -> None:
+    (tmp_path / "parts.py").write_text(
+        "from data_templates import Segment, Template\n"
+        "def template():\n"
+        "    return Template(fields={'prompt': ''}, prompt=lambda row: row['prompt'],\n"
+        f"                    completion=lambda row: [{parts}] if row['odd'] else row['prompt'])\n"
+    )
+    rows = [{"prompt": f"p{i}", "odd": i == 6} for i in range(8)]
+    file = write_recipe(tmp_path, rows, model=str(gpt2_like), template=str(tmp_path / "parts.py"))
+    if said is None:
+        assert sum(c.weighted for c in tokens_of(file)[2].counts.values()) == 1
+        return
+    with pytest.raises(UserError, match=rf"rows\.jsonl:7: no token begins in segment `tail` \('e'\), .*{said}"):
+        tokens_of(file)

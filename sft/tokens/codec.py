@@ -14,6 +14,7 @@ from unicodedata import normalize
 
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import ByteLevel
 
 from data_templates import Message, Prompt, Segment, as_text
 from sft import UserError
@@ -48,7 +49,7 @@ class Codec:
         spec = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
         self._prompts = Tokenizer.from_str(json.dumps(spec))
         self._outputs = Tokenizer.from_str(json.dumps(_continuing(spec)))
-        self._parts = _parts(spec)
+        self._parts, self._keeps_bytes = _parts(spec), _keeps_bytes(spec)
         self._prompts.encode_special_tokens = not self.chat  # "</s>" in a user's text is text, not an end token
         self.start = [] if self.chat else _added_before(tokenizer)
         self.opening, self.lead, self.closing, self.end = "", "", "", [int(tokenizer.eos_token_id)]
@@ -99,11 +100,22 @@ class Codec:
         return tail
 
     def weights(self, segments: Sequence[Segment]) -> list[float]:
-        """The loss weight of each token of an output in segments: that of the segment it begins in."""
+        """The loss weight of each token of an output in segments: that of the segment it begins in.
+
+        Raises UserError for a segment with a text and a weight of which no token is learned with that weight.
+        """
         encoding = self._outputs.encode(self.lead + "".join(s.text for s in segments), add_special_tokens=False)
-        weights = [segments[0].weight for _ in self.lead]
-        weights += [segment.weight for segment in segments for _ in segment.text]
-        return [weights[min(start, len(weights) - 1)] for start, _ in encoding.offsets]
+        of = [0 for _ in self.lead] + [number for number, segment in enumerate(segments) for _ in segment.text]
+        begun = [of[min(start, len(of) - 1)] for start, _ in encoding.offsets]
+        for number in set(of) - set(begun):
+            segment, around = segments[number], [segments[other].weight for other in begun if other < number][-1:]
+            if segment.text.strip() and segment.weight and around != [segment.weight]:
+                raise UserError(
+                    f"no token begins in segment `{segment.name}` ({segment.text[:40]!r}), so none is learned with its "
+                    f"weight {segment.weight:g}: it is part of a token of the text before it; begin it with a space or "
+                    "a line break, or weigh both the same"
+                )
+        return [segments[number].weight for number in begun]
 
     def text(self, outputs: Sequence[Sequence[int]]) -> list[str]:
         """Output ids back to text; `outputs` and `text` are each other's inverse where the tokenizer loses nothing."""
@@ -118,6 +130,8 @@ class Codec:
     def prompts_unchanged(self, written: Sequence[str], heads: Sequence[Sequence[int]]) -> list[bool]:
         """Whether the text of each prompt comes back from its ids, up to NFC, and to the white space that tokenizers
         put or take away where a text begins and around special tokens."""
+        if self._keeps_bytes:
+            return [True] * len(heads)
         ids = [list(head[len(self.start) :]) for head in heads]
         found = zip(written, self._prompts.decode_batch(ids, skip_special_tokens=False), strict=True)
         return [a == b or not a or self._bare(a) == self._bare(b) for a, b in found]
@@ -245,7 +259,8 @@ def _added_before(tokenizer: "PreTrainedTokenizerFast") -> list[int]:
 
 
 def _continuing(node: Any) -> Any:
-    """A tokenizer's JSON without the space it puts before each text and takes off when decoding."""
+    """A tokenizer's JSON without the space it puts before each text and takes off when decoding. Offsets are those of
+    whole tokens."""
     if isinstance(node, list):
         return [_continuing(item) for item in node if not (isinstance(item, dict) and _is_prefix(item))]
     if not isinstance(node, dict):
@@ -257,6 +272,8 @@ def _continuing(node: Any) -> Any:
         node["prepend_scheme"] = "never"
     if node.get("type") == "ByteLevel":
         node["add_prefix_space"] = False
+    if "trim_offsets" in node:
+        node["trim_offsets"] = False  # a space before a word is part of its token, for every tokenizer
     return node
 
 
@@ -268,6 +285,13 @@ def _parts(spec: dict[str, Any]) -> frozenset[str]:
     words = [entry[0] if isinstance(entry, list) else entry for entry in spec["model"]["vocab"]]
     words += [token["content"] for token in spec["added_tokens"]]
     return frozenset(chain.from_iterable(words)) | {a + b for word in words for a, b in pairwise(word)}
+
+
+def _keeps_bytes(spec: dict[str, Any]) -> bool:
+    """Whether a tokenizer is certain to lose no text: a byte-level one that has a token for each byte."""
+    kinds = [(spec[part] or {}).get("type") for part in ("normalizer", "pre_tokenizer", "decoder")]
+    whole = kinds in ([None, "ByteLevel", "ByteLevel"], ["NFC", "ByteLevel", "ByteLevel"])
+    return whole and spec["model"]["type"] == "BPE" and set(ByteLevel.alphabet()) <= spec["model"]["vocab"].keys()
 
 
 def _spelled(character: str) -> list[str]:

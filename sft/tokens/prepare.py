@@ -295,7 +295,10 @@ def _weights(codec: Codec, sample: Sample, head: int) -> list[float] | None:
     """The loss weight of each token of a row, where one is not 1. The end token weighs 1."""
     if all(segment.weight == 1 for segment in sample.segments):
         return None
-    return [0.0] * head + codec.weights(sample.segments) + [1.0] * len(codec.end)
+    try:
+        return [0.0] * head + codec.weights(sample.segments) + [1.0] * len(codec.end)
+    except UserError as error:
+        raise UserError(f"{sample.where}: {error}") from error
 
 
 def _labels(
