@@ -406,7 +406,7 @@ def test_every_template_reads_its_own_example(name: str) -> None:
         ({"prompt": "a", "output": " \n"}, "f:1: the output is empty, there is nothing to learn"),
         ({"prompt": "a", "output": 5}, "f:1: the output is 5, not text"),
         ({"prompt": "a", "output": ["b"]}, "f:1: the output is ['b'], not text"),
-        ({"prompt": 5, "output": "b"}, "f:1: the template cannot read this row: TypeError"),
+        ({"prompt": 5, "output": "b"}, "f:1: the template cannot read this row: `prompt` is a whole number, not text"),
     ],
 )
 def test_row_that_does_not_fit_its_template_is_told(row: Row, said: str) -> None:
@@ -582,3 +582,70 @@ def test_the_class_of_a_row_is_a_column_that_the_template_reads(gpt2_like: Path,
         data = {"columns": {"text": "sequence"}} if template == "running_text" else {}
         file = write_recipe(Path.cwd(), rows, model=str(gpt2_like), template=template, data=data)
         assert [note.what for note in Opened(load(file)).tokens.notes] == [unread(column) for column in columns]
+
+
+# ---- rows that cannot be used
+
+
+def all_of(template: str, rows: list[dict[str, Any]]) -> list[str]:
+    """What is said about these rows, in lines."""
+    Path("rows.jsonl").write_text(jsonl(rows))
+    with pytest.raises(UserError) as error:
+        noticed("rows.jsonl", template)
+    return str(error.value).splitlines()
+
+
+QUESTION, ANSWER = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+
+
+def test_all_conversations_that_cannot_be_used_are_reported_at_once_by_kind() -> None:
+    fine = {"messages": [QUESTION, ANSWER]}
+    rows = [
+        fine,
+        {"messages": [QUESTION]},
+        {"messages": [QUESTION, ANSWER, ANSWER]},
+        fine,
+        {"messages": [ANSWER]},
+        {"messages": 5},
+    ]
+    bad = "where the template cannot read this row: ValueError"
+    assert all_of("chat", [*rows, {"talk": []}]) == [
+        "rows.jsonl: 5 of 7 records cannot be used; mend them or take them out",
+        f"  1 {bad}: no turn of the assistant, so there is nothing to learn: rows.jsonl:2",
+        f"  2 {bad}: turn 3: an answer has a turn of the user right before it: rows.jsonl:3, rows.jsonl:5",
+        f"  1 {bad}: `messages` is not a list of turns: rows.jsonl:6",
+        "  1 where no column `messages`; there are `talk`: name the right one in the recipe, "
+        "`data: {columns: {messages: ...}}`: rows.jsonl:7",
+    ]
+
+
+def test_wrong_types_are_reported_in_words_by_column() -> None:
+    rows: list[dict[str, Any]] = [{"instruction": str(i), "output": "b", "id": i} for i in range(20)]
+    for i, wrong in ((3, {"input": 5}), (5, {"input": {"x": 1}}), (7, {"instruction": ["a"]}), (8, {"output": None})):
+        rows[i] |= wrong
+    for i in range(9, 20):
+        rows[i]["input"] = i
+    numbers = ", ".join(f"rows.jsonl:{i}" for i in (4, *range(10, 19)))
+    bad = "where the template cannot read this row"
+    assert all_of("alpaca", rows) == [
+        "rows.jsonl: 15 of 20 records cannot be used; mend them or take them out",
+        f"  12 {bad}: `input` is a whole number, not text: {numbers} and 2 more",
+        f"  1 {bad}: `input` is an object, not text: rows.jsonl:6",
+        f"  1 {bad}: `instruction` is a list, not text: rows.jsonl:8",
+        "  1 where `output` is null; fill it in or remove the row: rows.jsonl:9",
+    ]
+
+
+def test_chains_are_of_one_kind_whatever_they_are_called() -> None:
+    chains = [{"field": "f", "chain": name, "steps": [{"name": "a", "pseudocode": "b"}]} for name in ("one", "two")]
+    assert all_of("algorithm_evolution", chains)[1:] == [
+        "  2 where the template cannot read this row: ValueError: chain `one`: has 1 step; write two or more, oldest "
+        "first: rows.jsonl:1, rows.jsonl:2"
+    ]
+
+
+def test_a_file_of_which_no_row_fits_is_not_read_to_its_end() -> None:
+    found = all_of("story", [{"question": "a", "answer": "b"}] * 1500)
+    assert found[0] == "rows.jsonl: 1,000 of 1,000 records cannot be used; mend them or take them out"
+    late = [{"prompt": "a", "output": "b"}, *[{"question": "a", "answer": "b"}] * 1500]
+    assert all_of("story", late)[0].startswith("rows.jsonl: 1,500 of 1,501 records")

@@ -14,7 +14,10 @@ from sft.recipe.schema import Data
 from sft.rows.notes import Notes
 from sft.rows.read import Record, read
 from sft.rows.template import keys, read_sample, samples
+from sft.rows.unusable import Unusable
 
+GIVE_UP = 1000
+"""Records after which reading stops where none of them can be used."""
 TRAIN, TEST, REPEATED = range(3)
 """The side of a record: REPEATED is a training record that is left out, for being held out too."""
 
@@ -47,13 +50,24 @@ class Split:
         self._parent: dict[int, int] = {}  # of keys that share a record
 
     def samples(self) -> Iterator[Sample]:
-        """The rows of all records, those of `data.test` first."""
-        for number, (held, (where, record)) in enumerate(self._records()):
+        """The rows of all records, those of `data.test` first.
+
+        Raises UserError about all that cannot be used, at the end, or where none of the first thousand can.
+        """
+        unusable, number = Unusable(), 0
+        for number, (held, (where, record)) in enumerate(self._records(), 1):
             record = self.notes.watched(where, record)
-            rows = samples(self._template, record, where)
-            found = [self._sample(number, where, self.notes.watching(row)) for row in rows]
-            self._see(held, self._keys(where, record, found))
-            yield from found
+            try:
+                rows = samples(self._template, record, where)
+                found = [self._sample(number - 1, where, self.notes.watching(row)) for row in rows]
+                self._see(held, self._keys(where, record, found))
+            except UserError as error:
+                unusable.add(where, error, {*record, *self._template.fields})
+            if not unusable.number:
+                yield from found
+            elif unusable.number == number == GIVE_UP:
+                break
+        unusable.refuse(self._data.train, number)
 
     def sides(self) -> NDArray[np.int8]:
         """The side of each record. Where nothing is named to be held out, records that share a key, or a prompt, go

@@ -3,6 +3,7 @@
 import difflib
 import inspect
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from data_templates import Prompt, Row, Segment, Template, Vocabulary
 from sft import UserError
 from sft.recipe import Recipe
 from sft.recipe.fields import shown
+from sft.rows.notes import WatchedRecord
 from sft.rows.read import load_python
 from sft.rows.watch import Files, Watch
 
@@ -179,7 +181,22 @@ def call(function: Any, row: Row, where: str) -> Any:
     except KeyError as error:
         raise _missing(str(error.args[0]), row, where) from error
     except Exception as error:
-        values = {name: type(value).__name__ for name, value in row.items()}
+        wrong = _not_text(function, row) if isinstance(error, TypeError | AttributeError) else ""
         raise UserError(
-            f"{where}: the template cannot read this row: {type(error).__name__}: {error} (the row holds {values})"
+            f"{where}: the template cannot read this row: {wrong or f'{type(error).__name__}: {error}'}"
         ) from error
+
+
+KINDS = {bool: "true or false", int: "a whole number", float: "a number", list: "a list", dict: "an object"}
+
+
+def _not_text(function: Any, row: Row) -> str:
+    """What a function asks of a row that is no text, in words."""
+    asked = set[str]()
+    with suppress(Exception):  # it failed before, and fails again
+        function(WatchedRecord(row, asked))
+    found = {name: row[name] for name in row if name in asked and not isinstance(row[name], str)}
+    return " and ".join(
+        f"`{name}` is {'null' if value is None else KINDS.get(type(value), 'no text')}, not text"
+        for name, value in found.items()
+    )

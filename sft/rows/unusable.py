@@ -1,5 +1,8 @@
 """Rows that cannot be used: all rows are tried first; what is wrong is reported at once, by kind, with its places."""
 
+import re
+from collections.abc import Collection, Mapping, Sequence
+
 from data_templates import Template, no_problems
 from sft import UserError
 from sft.recipe import Recipe
@@ -8,6 +11,8 @@ from sft.rows.template import call, samples
 
 LISTED = 10
 """Places that are named of each kind."""
+VALUES = re.compile(r"`([^`]*)`|'[^']*'|\"[^\"]*\"|\d+")
+"""What differs between messages of one kind, unless it is the name of a column."""
 
 
 def refuse_unusable(recipe: Recipe, template: Template) -> None:
@@ -33,11 +38,43 @@ def refuse_unusable(recipe: Recipe, template: Template) -> None:
         (place,) = places
         kinds = ", ".join(f"{kind}{found[kind][0].removeprefix(place)}" for kind in found)
         raise UserError(f"{place}: this row cannot be used: {kinds}; mend it or take it out")
-    lines = [f"{recipe.data.train}: {len(places):,} of {rows:,} rows cannot be used; mend them or take them out"]
-    for kind, all_of_it in found.items():
-        more = f" and {len(all_of_it) - LISTED:,} more" if len(all_of_it) > LISTED else ""
-        lines.append(f"  {len(all_of_it):,} with {kind}: {', '.join(all_of_it[:LISTED])}{more}")
-    raise UserError("\n".join(lines))
+    worded = {f"with {kind}": some for kind, some in found.items()}
+    raise UserError(_by_kind(f"{recipe.data.train}: {len(places):,} of {rows:,} rows", worded))
+
+
+class Unusable:
+    """Records whose rows cannot be read: their errors, by kind. Those that differ in values and numbers are of one."""
+
+    def __init__(self) -> None:
+        self.first: UserError | None = None
+        self.number = 0
+        self._places: dict[str, list[str]] = {}
+        self._said: dict[str, str] = {}
+
+    def add(self, where: str, error: UserError, columns: Collection[str]) -> None:
+        """An error about one record, which has these columns."""
+        self.first, self.number = self.first or error, self.number + 1
+        said = str(error).removeprefix(f"{where}: ")
+        kind = VALUES.sub(lambda found: found[0] if found[1] in columns else "", said)
+        self._said.setdefault(kind, said)
+        self._places.setdefault(kind, []).append(where)
+
+    def refuse(self, source: str, records: int) -> None:
+        """Raise UserError where a record could not be read: its own message, or that about all by kind."""
+        if self.first is None:
+            return
+        if self.number == 1:
+            raise self.first
+        kinds = {f"where {self._said[kind]}": places for kind, places in self._places.items()}
+        raise UserError(_by_kind(f"{source}: {self.number:,} of {records:,} records", kinds)) from self.first
+
+
+def _by_kind(which: str, found: Mapping[str, Sequence[str]]) -> str:
+    lines = [f"{which} cannot be used; mend them or take them out"]
+    for kind, places in found.items():
+        more = f" and {len(places) - LISTED:,} more" if len(places) > LISTED else ""
+        lines.append(f"  {len(places):,} {kind}: {', '.join(places[:LISTED])}{more}")
+    return "\n".join(lines)
 
 
 def _of_label(label: object) -> list[tuple[str, str]]:
