@@ -68,6 +68,49 @@ PROMISES = (
         "if codec.end[-1] in ids.tails[i][:0]:",
         "test_data.py::test_an_end_token_that_the_tokenizer_reads_in_an_output_is_an_error",
     ),
+    # ---- a row against the whole conversation
+    promise(
+        "a row is compared with what its chat template makes of the whole conversation",
+        "sft/tokens/conversation.py",
+        "if whole.startswith(before + answer + ours.closing):",
+        "if before:",
+        "test_conversation.py::test_a_row_that_its_chat_template_would_write_otherwise_is_counted_with_its_place",
+    ),
+    promise(
+        "a turn that the chat template leaves out is found",
+        "sft/tokens/conversation.py",
+        "if prompt.count(text) < sum(",
+        "if prompt.count(text) < 0 * sum(",
+        "test_conversation.py::test_two_blocks_and_a_lost_turn_are_refused_unless_allowed",
+    ),
+    promise(
+        "prompts are read back from their ids",
+        "sft/tokens/prepare.py",
+        "[not same for same in ids.prompts_unchanged]",
+        "[False for same in ids.prompts_unchanged]",
+        "test_data.py::test_prompts_that_the_tokenizer_does_not_give_back_are_counted_and_refused",
+    ),
+    promise(
+        "a column that no field of the template reads is named",
+        "sft/rows/notes.py",
+        "if column not in (read | columns.keys())",
+        "if column not in self._filled",
+        "test_rows.py::test_columns_that_the_template_does_not_read_are_named_with_the_records_that_fill_them",
+    ),
+    promise(
+        "a segment of which no token is learned is an error",
+        "sft/tokens/codec.py",
+        "for number in set(of) - set(begun):",
+        "for number in set[int]():",
+        "test_data.py::test_a_segment_of_which_no_token_is_learned_is_an_error",
+    ),
+    promise(
+        "all records that cannot be used are reported at once",
+        "sft/rows/split.py",
+        "unusable.add(where, error, {*record, *self._template.fields})",
+        "raise",
+        "test_rows.py::test_all_conversations_that_cannot_be_used_are_reported_at_once_by_kind",
+    ),
     # ---- prompts that are too long
     promise(
         "a trimmed prompt keeps its newest tokens",
