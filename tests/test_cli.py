@@ -88,7 +88,7 @@ CASES = {
     "row too long": Mistake("DIR/rows.jsonl:", ("trainer.max_length=30", "data.overflow=error")),
     "unknown template": Mistake("unknown template `stroy`; did you mean `story`?", ("template=stroy",)),
     "template that raises": Mistake(
-        "DIR/rows.jsonl:1: the template cannot read this row: ZeroDivisionError",
+        "the template cannot read this row: ZeroDivisionError",
         ("template=my.py",),
         files={
             "my.py": "from data_templates import Template\ndef template():\n"
