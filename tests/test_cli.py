@@ -58,7 +58,9 @@ CASES = {
     "key of another tool": Mistake("cutoff_len=5: unknown key `cutoff_len`; here it is", ("cutoff_len=5",)),
     "unknown quantization": Mistake("`quantization` is '3bit'; write one of 'none', '4bit'", ("quantization=3bit",)),
     "missing recipe base": Mistake("`model` cannot be read:\ngone.yaml: no such recipe", ("model=gone.yaml",)),
-    "value that trl refuses": Mistake("`trainer.lr_scheduler_type` is not", ("trainer.lr_scheduler_type=cosin",)),
+    "value that trl refuses": Mistake(
+        "`trainer.lr_scheduler_type` is not accepted by trl.", ("trainer.lr_scheduler_type=cosin",)
+    ),
     "missing file": Mistake("gone.jsonl: no such file, from DIR; name an existing file", ("data.train=gone.jsonl",)),
     "missing column": Mistake(
         "DIR/rows.jsonl:1: no column `question`, which `data.columns.prompt` names; there are `prompt`, `output`",
@@ -88,7 +90,7 @@ CASES = {
     "row too long": Mistake("DIR/rows.jsonl:", ("trainer.max_length=30", "data.overflow=error")),
     "unknown template": Mistake("unknown template `stroy`; did you mean `story`?", ("template=stroy",)),
     "template that raises": Mistake(
-        "the template cannot read this row: ZeroDivisionError",
+        "DIR/rows.jsonl:1: the template cannot read this row: ZeroDivisionError",
         ("template=my.py",),
         files={
             "my.py": "from data_templates import Template\ndef template():\n"

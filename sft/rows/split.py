@@ -13,7 +13,7 @@ from sft import UserError
 from sft.recipe.schema import Data
 from sft.rows.notes import Notes
 from sft.rows.read import Record, read
-from sft.rows.template import keys, read_sample, samples
+from sft.rows.template import TemplateFails, keys, read_sample, samples
 from sft.rows.unusable import Unusable
 
 GIVE_UP = 1000
@@ -61,6 +61,8 @@ class Split:
                 rows = samples(self._template, record, where)
                 found = [self._sample(number - 1, where, self.notes.watching(row)) for row in rows]
                 self._see(held, self._keys(where, record, found))
+            except TemplateFails:
+                raise
             except UserError as error:
                 unusable.add(where, error, {*record, *self._template.fields})
             if not unusable.number:

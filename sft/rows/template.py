@@ -182,9 +182,18 @@ def call(function: Any, row: Row, where: str) -> Any:
         raise _missing(str(error.args[0]), row, where) from error
     except Exception as error:
         wrong = _not_text(function, row) if isinstance(error, TypeError | AttributeError) else ""
-        raise UserError(
+        kind = UserError if isinstance(error, OF_ROWS) else TemplateFails
+        raise kind(
             f"{where}: the template cannot read this row: {wrong or f'{type(error).__name__}: {error}'}"
         ) from error
+
+
+OF_ROWS = (ValueError, TypeError, AttributeError, LookupError)
+"""What a row that is not as a template wants it makes the template raise."""
+
+
+class TemplateFails(UserError):
+    """The template's own code fails, which is no mistake of the rows."""
 
 
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", list: "a list", dict: "an object"}
