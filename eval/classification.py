@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, PreTrainedTokenizerFast
 
-from eval.bootstrap import Mean, drawn, mean_of, with_intervals
 from eval.evaluate import predictions_of
 from eval.open_metric import open_metric
 from eval.score import scored
 from sft import UserError
+from sft.bootstrap import Mean, drawn, mean_of, with_intervals
 from sft.files import read_json, seal, sealed, whole_folder, write_text
 from sft.model.load import device, without_bars
 from sft.model.loss import batches_by_length

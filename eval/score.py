@@ -10,7 +10,10 @@ from numpy.typing import NDArray
 
 import data_templates
 from data_templates import Template
-from eval.bootstrap import (
+from eval.open_metric import compute, lower_is_better, open_metric, said
+from eval.table import in_words
+from sft import UserError, bootstrap
+from sft.bootstrap import (
     Floats,
     Mean,
     by_standard_error,
@@ -21,9 +24,6 @@ from eval.bootstrap import (
     ratio_of,
     with_intervals,
 )
-from eval.open_metric import compute, lower_is_better, open_metric, said
-from eval.table import in_words
-from sft import UserError
 from sft.files import read_json, write_json
 from sft.recipe.fields import shown
 from sft.rows.watch import Files, Watch, content_of, unchanged
@@ -38,8 +38,8 @@ PREDICTIONS, SCORES, SCORED = "predictions.jsonl", "scores.json", "scored.json"
 CORPUS_RESAMPLES = 100
 """Resamples of a score that has to be computed from all rows each time: 64 rows of 60 words take corpus_bleu 15 ms."""
 
-CODE = (Path(__file__).parent, Path(data_templates.__file__).parent)
-"""The folders of the project's code that scores are made by."""
+CODE = (Path(__file__).parent, Path(data_templates.__file__).parent, Path(bootstrap.__file__))
+"""The project's code that scores are made by: folders, and a file."""
 
 Scores = dict[str, Any]
 
@@ -236,10 +236,11 @@ def _users(files: Files, home: Path, folder: Path) -> Files:
 
 
 def _code() -> dict[str, str | None]:
-    """The code that makes scores, file by file: this folder, the project's metrics in it, and the templates."""
+    """The code that makes scores, file by file: this folder, the project's metrics in it, the templates, intervals."""
+    home = Path(data_templates.__file__).parents[1]
     return {
-        str(file.relative_to(folder.parent)): content_of(file)
-        for folder in CODE
-        for file in sorted(folder.rglob("*"))
+        str(file.relative_to(home)): content_of(file)
+        for place in CODE
+        for file in (place, *sorted(place.rglob("*")))
         if file.is_file() and "__pycache__" not in file.parts
     }

@@ -252,7 +252,7 @@ PROMISES = (
     ),
     promise(
         "the held-out loss is a mean over tokens, not over rows",
-        "eval/bootstrap.py",
+        "sft/bootstrap.py",
         "then(numerator[index].sum(-1) / denominator[index].sum(-1))",
         "then((numerator[index] / denominator[index]).mean(-1))",
         "test_train.py::test_held_out_loss_in_training_is_the_token_mean_of_the_evaluation",
@@ -327,28 +327,28 @@ PROMISES = (
     # ---- scores
     promise(
         "base and tuned model are compared on the same resampled rows",
-        "eval/bootstrap.py",
+        "sft/bootstrap.py",
         "(tuned - base, tuneds - bases)",
         "(tuned - base, tuneds - bases[::-1])",
         "test_intervals.py::test_a_small_gain_on_every_row_is_seen_among_rows_that_differ_much",
     ),
     promise(
         "the difference is tuned minus base",
-        "eval/bootstrap.py",
+        "sft/bootstrap.py",
         "(tuned - base, tuneds - bases)",
         "(base - tuned, bases - tuneds)",
         "test_intervals.py::test_a_small_gain_on_every_row_is_seen_among_rows_that_differ_much",
     ),
     promise(
         "the intervals are those of 95 %",
-        "eval/bootstrap.py",
+        "sft/bootstrap.py",
         "[0.025, 0.975]",
         "[0.25, 0.75]",
         "test_eval.py::test_intervals_cover_the_truth_about_as_often_as_they_say",
     ),
     promise(
         "rows are resampled with replacement, all of their number",
-        "eval/bootstrap.py",
+        "sft/bootstrap.py",
         "np.random.default_rng(seed).integers(0, rows, (resamples, rows))",
         "np.random.default_rng(seed).permuted(np.tile(np.arange(rows), (resamples, 1)), axis=1)",
         "test_eval.py::test_intervals_cover_the_truth_about_as_often_as_they_say",

@@ -697,9 +697,9 @@ def test_an_edit_of_a_metric_is_scored_again_in_a_new_process(
     found, said = score_anew()
     assert found == pytest.approx({"repetition": before["repetition"] + 2, "distance": 7.0})
     assert "scored again: eval/metrics/repetition/repetition.py changed" in said
-    bootstrap = home / "eval" / "bootstrap.py"
+    bootstrap = home / "sft" / "bootstrap.py"
     bootstrap.write_text(bootstrap.read_text("utf-8").replace("RESAMPLES = 2000", "RESAMPLES = 1000"), "utf-8")
-    assert "scored again: eval/bootstrap.py changed" in score_anew()[1], "it makes intervals, and no metric reads it"
+    assert "scored again: sft/bootstrap.py changed" in score_anew()[1], "it makes intervals, and no metric reads it"
 
 
 def test_scores_stand_where_a_run_is_moved(

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from sft.bootstrap import Interval, drawn, percentiles
 from sft.model import parity
 from sft.model.adapter import as_base, has_adapter, inner_model
 
@@ -29,19 +30,6 @@ KEPT = 0.03
 
 LOSS = 5e-3
 """Where tuning gained nothing that is clear: how far the loss on outputs may be from the trained model's, in nats."""
-
-RESAMPLES = 2000
-
-
-class Share(NamedTuple):
-    """A share of the gain over the base, with the ends of its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.1%} ({self.low:.1%} to {self.high:.1%})"
 
 
 class Trained(NamedTuple):
@@ -93,29 +81,28 @@ def of_folder(rows: parity.Rows, model: Any, exact: parity.Logits) -> list[dict[
     return parity.compared(rows, models, [("trained", "float32"), ("float32", "own"), ("trained", "own")])
 
 
-def weights_keep(trained: Trained, folder: Written) -> Share | None:
+def weights_keep(trained: Trained, folder: Written) -> Interval | None:
     """The share of the gain that the weights keep, whatever they are computed in; None where no gain is clear."""
     if trained.gain is None:
         return None
     return _share(trained.gain, trained.gain["reference_sums"], folder.rounding["candidate_sums"])
 
 
-def folder_keeps(trained: Trained, folder: Written) -> Share | None:
+def folder_keeps(trained: Trained, folder: Written) -> Interval | None:
     """The share that is left where both folder and base compute in the dtype of the folder."""
     if trained.gain is None:
         return None
     return _share(trained.gain, trained.moved[folder.dtype]["candidate_sums"], folder.arithmetic["candidate_sums"])
 
 
-def _share(gain: parity.Found, base: Sequence[float], tuned: Sequence[float]) -> Share | None:
+def _share(gain: parity.Found, base: Sequence[float], tuned: Sequence[float]) -> Interval | None:
     """The gain of another pair of models as a share of this one, from summed losses of the same rows, which are
     resampled for the interval."""
-    rows = np.random.default_rng(0).integers(0, len(base), (RESAMPLES, len(base)))
+    rows = drawn(len(base), seed=0)
     whole, part = np.subtract(gain["reference_sums"], gain["candidate_sums"]), np.subtract(base, tuned)
-    if not np.quantile(whole[rows].sum(-1), 0.025) > 0:
+    if not percentiles(whole.sum(), whole[rows].sum(-1)).low > 0:
         return None
-    low, high = np.quantile(part[rows].sum(-1) / whole[rows].sum(-1), [0.025, 0.975])
-    return Share(float(part.sum() / whole.sum()), float(low), float(high))
+    return percentiles(float(part.sum() / whole.sum()), part[rows].sum(-1) / whole[rows].sum(-1))
 
 
 def problems(trained: Trained, folder: Written) -> list[str]:
@@ -132,7 +119,7 @@ def problems(trained: Trained, folder: Written) -> list[str]:
         )
     share = weights_keep(trained, folder)
     if share and not (share.low >= 1 - KEPT and share.high <= 1 + KEPT):
-        found.append(f"in {dtype} its weights keep {share} of the gain over the base")
+        found.append(f"in {dtype} its weights keep {_percent(share)} of the gain over the base")
     if not share and not folder.rounding["loss_difference"] <= LOSS:
         found.append(f"its loss on outputs is {folder.rounding['loss_difference']:.2g} from the trained model's")
     if not np.isfinite(folder.arithmetic["relative_difference"]):
@@ -148,13 +135,17 @@ def sentence(trained: Trained, folder: Written) -> str:
     return (
         f"{folder.dtype}; on {folder.rounding['positions']:,} positions of {folder.rounding['rows']} held-out rows its "
         f"weights are {_apart(folder.rounding)} from the trained model"
-        + (f" and keep {share} of the gain over the base" if share else "")
+        + (f" and keep {_percent(share)} of the gain over the base" if share else "")
     )
 
 
 def bound(moved: parity.Found | None) -> float:
     """How far two models may be apart, as a share of the logits' spread, where arithmetic moves the base so far."""
     return max(EXACT, TIMES_THE_BASE * moved["relative_difference"]) if moved else EXACT
+
+
+def _percent(share: Interval) -> str:
+    return f"{share.value:.1%} ({share.low:.1%} to {share.high:.1%})"
 
 
 def _apart(found: parity.Found) -> str:
@@ -165,9 +156,11 @@ def lines(trained: Trained, folder: Written) -> tuple[list[str], list[list[str]]
     """Header and lines of a table of what was measured."""
     dtype = folder.dtype
 
-    def line(name: str, found: parity.Found | None, side: str = "candidate", share: Share | None = None) -> list[str]:
+    def line(
+        name: str, found: parity.Found | None, side: str = "candidate", share: Interval | None = None
+    ) -> list[str]:
         far = f"{found['relative_difference']:.1e}" if found and side == "candidate" else ""
-        return [name, far, f"{found[f'{side}_loss']:.4f}" if found else "", str(share or "")]
+        return [name, far, f"{found[f'{side}_loss']:.4f}" if found else "", _percent(share) if share else ""]
 
     found = [line("base model, in float32", trained.gain, "reference")] if trained.gain else []
     found += [line("trained model, in float32", trained.as_scored, "reference")]
