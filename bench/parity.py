@@ -97,10 +97,8 @@ def merged(recipe: Recipe) -> dict[str, str]:
         with contextlib.redirect_stdout(io.StringIO()):
             found = read_json(merge(recipe, options) / "parity.json")
         sides = found["trained"]["as_scored"], found["folder"]["in_use"]
-        cells[column] = cell(
-            {"relative_difference": max(side["relative_difference"] for side in sides)}
-            | {"problems": found["problems"]}
-        )
+        farthest = max(side["relative_difference"] for side in sides)
+        cells[column] = cell({"relative_difference": farthest, "problems": found["problems"]})
     return cells
 
 

@@ -148,9 +148,8 @@ def _merge(
             raise UserError(
                 f"{other.folder}: was trained on another base than {recipe.folder}; adapters of one base sum"
             )
-    made_of = _made_of(recipes, mix, options)
-    scored = replace(options, score=True)
-    if sealed(folder, made_of) or sealed(folder, _made_of(recipes, mix, scored)):
+    made_of, with_scores = (_made_of(recipes, mix, how) for how in (options, replace(options, score=True)))
+    if sealed(folder, made_of) or (not options.score and sealed(folder, with_scores)):
         say(f"{folder}: up to date")
         _show(folder)
         return folder
@@ -229,17 +228,14 @@ def _write(job: _Job, folder: Path, score: Scorer | None) -> dict[str, Any]:
 
 def _measure(job: _Job, predicted: Callable[[Any, str], None]) -> tuple[Trained, parity.Logits]:
     """The trained model, and its logits in float32."""
-    recipe, tokenizer = job.recipe, job.runs[0].tokenizer
     model = _unmerged(job)
     stored = str(model.dtype).removeprefix("torch.")
-    scored_in = computes_in(recipe, stored)
+    scored_in = computes_in(job.recipe, stored)
     exact = parity.recorded(job.rows, logits_in(model, torch.float32), job.work / "logits")
     gain, moved = of_trained(job.rows, model, exact, {scored_in, *_dtypes(job, stored)} - {"float32"})
     del model
     gc.collect()
-    scored = load_trained(recipe, tokenizer) if not recipe.has_adapter else load_base(recipe, tokenizer, exact=True)
-    if recipe.has_adapter:  # a CPU's 4-bit layers are left as they were in training
-        scored = open_adapter(scored, job.adapter)
+    scored = _scored(job)
     as_scored = parity.differences(job.rows, exact, parity.of_model(scored))
     predicted(scored, "base")
     del scored
@@ -255,6 +251,14 @@ def _dtypes(job: _Job, stored: str) -> list[str]:
     if not job.recipe.has_adapter or (job.recipe.quantization != "none" and job.options.route == "original"):
         return [stored]
     return list(dict.fromkeys([stored if stored != "float32" else "float16", "float16", "float32"]))
+
+
+def _scored(job: _Job) -> Any:
+    """The model that was trained, as it is scored. A CPU's 4-bit layers are left as they were in training."""
+    recipe, tokenizer = job.recipe, job.runs[0].tokenizer
+    if not recipe.has_adapter:
+        return load_trained(recipe, tokenizer)
+    return open_adapter(load_base(recipe, tokenizer, exact=True), job.adapter)
 
 
 def _unmerged(job: _Job) -> Any:
@@ -368,8 +372,8 @@ def _show(folder: Path) -> None:
     """Print what a folder's parity.json holds."""
     found = read_json(folder / "parity.json")
     if found["mixed"]:
-        lines = [[m["run"], f"{m['weight']:g}", f"{m['alone']:.3f}", f"{m['sum']:.3f}"] for m in found["mixed"]]
-        print(table(["loss on held-out rows of", "weight", "its adapter alone", "the sum"], lines) + "\n")
+        mixed = [[m["run"], f"{m['weight']:g}", f"{m['alone']:.3f}", f"{m['sum']:.3f}"] for m in found["mixed"]]
+        print(table(["loss on held-out rows of", "weight", "its adapter alone", "the sum"], mixed) + "\n")
     print(table(*found["table"]))
     for name, metric in (found["scores"] or {"metrics": {}})["metrics"].items():
         d = metric["difference"]

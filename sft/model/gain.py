@@ -156,11 +156,9 @@ def lines(trained: Trained, folder: Written) -> tuple[list[str], list[list[str]]
     """Header and lines of a table of what was measured."""
     dtype = folder.dtype
 
-    def line(
-        name: str, found: parity.Found | None, side: str = "candidate", share: Interval | None = None
-    ) -> list[str]:
-        far = f"{found['relative_difference']:.1e}" if found and side == "candidate" else ""
-        return [name, far, f"{found[f'{side}_loss']:.4f}" if found else "", _percent(share) if share else ""]
+    def line(name: str, found: parity.Found, side: str = "candidate", share: Interval | None = None) -> list[str]:
+        far = f"{found['relative_difference']:.1e}" if side == "candidate" else ""
+        return [name, far, f"{found[f'{side}_loss']:.4f}", _percent(share) if share else ""]
 
     found = [line("base model, in float32", trained.gain, "reference")] if trained.gain else []
     found += [line("trained model, in float32", trained.as_scored, "reference")]

@@ -164,12 +164,10 @@ def check_decoding(recipe: Recipe, codec: Codec) -> None:
     except UserError:
         raise
     except Exception as error:  # each field has its own way to be wrong
-        guilty = blamed(recipe.generation, lambda others: _try_decoding(_by(recipe, others), codec))
+        guilty = blamed(
+            recipe.generation, lambda others: _try_decoding(recipe.model_copy(update={"generation": others}), codec)
+        )
         raise UserError(not_accepted("generation", guilty, "transformers", error)) from error
-
-
-def _by(recipe: Recipe, generation: dict[str, Any]) -> Recipe:
-    return recipe.model_copy(update={"generation": generation})
 
 
 def _try_decoding(recipe: Recipe, codec: Codec) -> None:

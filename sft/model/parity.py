@@ -156,9 +156,9 @@ def past_tolerance(parity: Mapping[str, Any], tolerance: Mapping[str, float]) ->
     ]
 
 
-def tolerance(dtype: str, quantization: str = "none") -> Mapping[str, float]:
-    """The tolerance of a model written in this dtype. Layers in 4 or 8 bits compute in bfloat16 or coarser."""
-    return TOLERANCE[dtype if quantization == "none" else "bfloat16"]
+def tolerance(dtype: str) -> Mapping[str, float]:
+    """The tolerance of a model written in this dtype."""
+    return TOLERANCE[dtype]
 
 
 def as_lines(parity: Mapping[str, Any], tolerance: Mapping[str, float]) -> list[tuple[str, str, str]]:

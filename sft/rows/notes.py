@@ -1,7 +1,7 @@
 """What would come in unseen while files are read: columns, files and keys that nothing reads. Named, never refused."""
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 TWICE = "records of JSON with a key that stands twice in an object, of which the last counts"
@@ -24,15 +24,15 @@ class Notes:
     """What is noticed while records are read."""
 
     def __init__(self) -> None:
-        self._found: dict[str, Note] = {}
+        self._found: dict[tuple[str, str | None], Note] = {}
         self._read = set[str]()
         self._filled = Counter[str]()
         self._first: dict[str, str] = {}
 
-    def add(self, what: str, where: str) -> None:
-        """Note something at a place."""
-        before = self._found.get(what, Note(what, 0, where))
-        self._found[what] = before._replace(number=before.number + 1)
+    def add(self, what: str, where: str, column: str | None = None) -> None:
+        """Note something at a place; of a column, it counts where the template does not read it."""
+        before = self._found.get((what, column), Note(what, 0, where))
+        self._found[what, column] = before._replace(number=before.number + 1)
 
     def watched(self, where: str, record: Mapping[str, Any]) -> "WatchedRecord":
         """The same record; which of its columns are asked for is noted, and which are filled."""
@@ -41,7 +41,7 @@ class Notes:
                 self._filled[column] += 1
                 self._first.setdefault(column, where)
             if value is False and column in VERDICTS:
-                self.add(f"{BAD}: `{column}`", where)
+                self.add(f"{BAD}: `{column}`", where, column)
         return self.watching(record)
 
     def watching(self, row: Mapping[str, Any]) -> "WatchedRecord":
@@ -58,12 +58,7 @@ class Notes:
             )
             for column in unread
         ]
-        told = [note for what, note in self._found.items() if not _of_column(what, read)]
-        return found + told
-
-
-def _of_column(what: str, columns: Collection[str]) -> bool:
-    return what.startswith(BAD) and what.split("`")[1] in columns
+        return found + [note for (_, column), note in self._found.items() if column not in read]
 
 
 class WatchedRecord(dict[str, Any]):

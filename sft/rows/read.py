@@ -153,11 +153,12 @@ def _read_source(source: str, data: Data, split: str, notes: Notes) -> Iterator[
         if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
             yield from _saved_dataset(path, data, split)
             return
-        files = [file for file in _files(path) if file.suffix.lower() in READERS]
+        there = _files(path)
+        files = [file for file in there if file.suffix.lower() in READERS]
         if not files:
             raise UserError(f"{path}: no data file in this folder; readable are {', '.join(READERS)}")
-        for file in _files(path):
-            if file not in files:
+        for file in there:
+            if file.suffix.lower() not in READERS:
                 notes.add(UNREAD_FILES, str(file))
             elif split == "train" and FOR_TESTING.search(str(file.relative_to(path).with_suffix(""))):
                 notes.add(OTHER_SPLIT, str(file))

@@ -1,7 +1,7 @@
 """Rows that cannot be used: all rows are tried first; what is wrong is reported at once, by kind, with its places."""
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from data_templates import Template, no_problems
 from sft import UserError
@@ -38,7 +38,7 @@ def refuse_unusable(recipe: Recipe, template: Template) -> None:
         (place,) = places
         kinds = ", ".join(f"{kind}{found[kind][0].removeprefix(place)}" for kind in found)
         raise UserError(f"{place}: this row cannot be used: {kinds}; mend it or take it out")
-    worded = {f"with {kind}": some for kind, some in found.items()}
+    worded = [(f"with {kind}", some) for kind, some in found.items()]
     raise UserError(_by_kind(f"{recipe.data.train}: {len(places):,} of {rows:,} rows", worded))
 
 
@@ -48,16 +48,14 @@ class Unusable:
     def __init__(self) -> None:
         self.first: UserError | None = None
         self.number = 0
-        self._places: dict[str, list[str]] = {}
-        self._said: dict[str, str] = {}
+        self._kinds: dict[str, tuple[str, list[str]]] = {}  # its first message, and all its places
 
     def add(self, where: str, error: UserError, columns: Collection[str]) -> None:
         """An error about one record, which has these columns."""
         self.first, self.number = self.first or error, self.number + 1
         said = str(error).removeprefix(f"{where}: ")
         kind = VALUES.sub(lambda found: found[0] if found[1] in columns else "", said)
-        self._said.setdefault(kind, said)
-        self._places.setdefault(kind, []).append(where)
+        self._kinds.setdefault(kind, (said, []))[1].append(where)
 
     def refuse(self, source: str, records: int) -> None:
         """Raise UserError where a record could not be read: its own message, or that about all by kind."""
@@ -65,13 +63,13 @@ class Unusable:
             return
         if self.number == 1:
             raise self.first
-        kinds = {f"where {self._said[kind]}": places for kind, places in self._places.items()}
+        kinds = [(f"where {said}", places) for said, places in self._kinds.values()]
         raise UserError(_by_kind(f"{source}: {self.number:,} of {records:,} records", kinds)) from self.first
 
 
-def _by_kind(which: str, found: Mapping[str, Sequence[str]]) -> str:
+def _by_kind(which: str, found: Iterable[tuple[str, Sequence[str]]]) -> str:
     lines = [f"{which} cannot be used; mend them or take them out"]
-    for kind, places in found.items():
+    for kind, places in found:
         more = f" and {len(places) - LISTED:,} more" if len(places) > LISTED else ""
         lines.append(f"  {len(places):,} {kind}: {', '.join(places[:LISTED])}{more}")
     return "\n".join(lines)
