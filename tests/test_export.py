@@ -410,3 +410,11 @@ def test_an_export_keeps_the_merged_folder_that_is_there(
     assert {str(w.dtype) for w in load_file(weights).values()} == {"torch.bfloat16"}
     assert main(["export", run, "--to", "adapter", "--dtype", "float32"]) == 2
     assert "--dtype is of a merged model, and --to adapter needs none" in capsys.readouterr().err
+
+
+def test_a_model_of_16_bits_is_compared_as_it_is_loaded_in_32(trained: Callable[..., Recipe]) -> None:
+    """Gemma scales its embeddings by a number that no file holds, and that loading in bfloat16 rounds."""
+    recipe = trained("gemma3_text", "gpt2_like", {"hidden_size": 48, "num_attention_heads": 2, "head_dim": 24})
+    main(["merge", str(recipe.folder), "--dtype", "bfloat16"])
+    export(recipe, ["safetensors"])
+    assert report(recipe, "safetensors")["problems"] == []

@@ -80,8 +80,8 @@ class Source:
     @cached_property
     def model(self) -> "PreTrainedModel":
         """The model of the merged folder, its files proven to be those that were written, in fp32 on the CPU."""
-        model: Any = load_artifact(open_artifact(self.merged))
-        return model.float().cpu()
+        model: Any = load_artifact(open_artifact(self.merged), "float32")
+        return model.cpu()
 
 
 def target_names() -> list[str]:

@@ -86,13 +86,16 @@ def open_artifact(folder: Path, overrides: Sequence[str] = ()) -> Opened:
     return Opened(recipe.model_copy(update=update | {"lora": None, "quantization": "none"}))
 
 
-def load_artifact(opened: Opened) -> "PreTrainedModel":
-    """The model of a furnished folder, on the device at hand. Raises UserError where its weights cannot be read."""
+def load_artifact(opened: Opened, dtype: str = "auto") -> "PreTrainedModel":
+    """The model of a furnished folder, on the device at hand. Raises UserError where its weights cannot be read.
+
+    `dtype` is that of its weights unless given: what is converted later keeps buffers that were rounded by loading.
+    """
     from transformers import AutoModelForCausalLM
 
     without_bars()
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(str(opened.recipe.model), use_safetensors=True, dtype="auto")
+        model: Any = AutoModelForCausalLM.from_pretrained(str(opened.recipe.model), use_safetensors=True, dtype=dtype)
     except Exception as error:
         raise UserError(unreachable(str(opened.recipe.model), "model", error)) from error
     return model.to(device(opened.recipe)).eval()
