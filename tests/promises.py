@@ -93,8 +93,8 @@ PROMISES = (
     promise(
         "a column that no field of the template reads is named",
         "sft/rows/notes.py",
-        "if column not in (read | columns.keys())",
-        "if column not in self._filled",
+        "for column, note in self._filled.items() if column in unread]",
+        "for column, note in self._filled.items() if column not in unread]",
         "test_rows.py::test_columns_that_the_template_does_not_read_are_named_with_the_records_that_fill_them",
     ),
     promise(

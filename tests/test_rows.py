@@ -474,7 +474,7 @@ def noticed(train: str, template: str = "story", split: str = "train", **setting
     data = Data(train=train, **settings)
     some = Split(data, Opened(Recipe(model="m", template=template, data=data)).template)
     list(some.samples())
-    return {note.what: (note.number, note.first) for note in some.notes.all(data.columns)}
+    return {note.what: (note.number, note.first) for note in some.notes.all()}
 
 
 def unread(column: str) -> str:

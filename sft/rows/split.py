@@ -42,7 +42,7 @@ class Split:
 
     def __init__(self, data: Data, template: Template) -> None:
         self._data, self._template, self._drawn = data, template, data.test is None
-        self.notes = Notes()
+        self.notes = Notes(data.columns)
         """What was noticed while the records were read."""
         self._held: set[int] = set()
         self._sides = array("b")
@@ -55,8 +55,8 @@ class Split:
         Raises UserError about all that cannot be used, at the end, or where none of the first thousand can.
         """
         unusable, number = Unusable(), 0
-        for number, (held, (where, record)) in enumerate(self._records(), 1):
-            record = self.notes.watched(where, record)
+        for number, (held, (where, read_record)) in enumerate(self._records(), 1):
+            record = self.notes.watched(where, read_record)
             try:
                 rows = samples(self._template, record, where)
                 found = [self._sample(number - 1, where, self.notes.watching(row)) for row in rows]

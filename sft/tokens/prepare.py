@@ -130,7 +130,7 @@ def _write(recipe: Recipe, loaded: Loaded, codec: Codec, folder: Path) -> None:
         if not found.rows:
             raise UserError(_nothing_left(recipe, side, found))
     made = {"counts": {side: asdict(c) for side, c in counts.items()}, "digests": digests}
-    made["notes"] = split.notes.all(recipe.data.columns)
+    made["notes"] = split.notes.all()
     write_json(folder / MADE, made | {"first": first_records(recipe, loaded.template), "files": loaded.when_called()})
 
 
