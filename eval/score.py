@@ -38,7 +38,11 @@ PREDICTIONS, SCORES, SCORED = "predictions.jsonl", "scores.json", "scored.json"
 CORPUS_RESAMPLES = 100
 """Resamples of a score that has to be computed from all rows each time: 64 rows of 60 words take corpus_bleu 15 ms."""
 
-CODE = (Path(__file__).parent, Path(data_templates.__file__).parent, Path(bootstrap.__file__))
+CODE = {
+    "eval": Path(__file__).parent,
+    "data_templates": Path(data_templates.__file__).parent,
+    "sft/bootstrap.py": Path(bootstrap.__file__),
+}
 """The project's code that scores are made by: folders, and a file."""
 
 Scores = dict[str, Any]
@@ -227,7 +231,7 @@ def _users(files: Files, home: Path, folder: Path) -> Files:
     copies that `evaluate` makes of metrics."""
     import evaluate
 
-    known = [place.resolve() for place in (folder, *CODE, Path(evaluate.config.HF_MODULES_CACHE))]
+    known = [place.resolve() for place in (folder, *CODE.values(), Path(evaluate.config.HF_MODULES_CACHE))]
     return {
         name: held
         for name, held in files.items()
@@ -237,10 +241,9 @@ def _users(files: Files, home: Path, folder: Path) -> Files:
 
 def _code() -> dict[str, str | None]:
     """The code that makes scores, file by file: this folder, the project's metrics in it, the templates, intervals."""
-    home = Path(data_templates.__file__).parents[1]
     return {
-        str(file.relative_to(home)): content_of(file)
-        for place in CODE
+        str(Path(name) / file.relative_to(place)): content_of(file)
+        for name, place in CODE.items()
         for file in (place, *sorted(place.rglob("*")))
         if file.is_file() and "__pycache__" not in file.parts
     }
